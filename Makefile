@@ -1,0 +1,58 @@
+# make serve   everything from nothing: environment, weights, engine, gateway
+# make test    all tests;  make test-fast leaves out those that need a real vLLM
+# make check   what CI runs: format, lint, types, tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The CUDA lock where there is an NVIDIA GPU, the CPU lock elsewhere; BURNISH_ENGINE=cpu or cuda decides otherwise.
+BURNISH_ENGINE ?= $(if $(wildcard /dev/nvidia0),cuda,cpu)
+STAMP := $(VENV)/.installed-$(BURNISH_ENGINE)
+CLIENTS := .venv-clients
+PIP := -m pip install --no-deps --disable-pip-version-check --quiet
+
+.PHONY: serve test test-fast check lint install clients-venv lock clean
+
+serve: $(STAMP)
+	@exec $(BIN)/burnish serve
+
+test: $(STAMP) $(CLIENTS)/.installed
+	$(BIN)/python -m pytest
+
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy adapters gateway trainer loadtests
+
+check: lint test
+
+install: $(STAMP)
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' || \
+	  { echo "Burnish needs Python 3.11 to 3.14 and $(PYTHON) is another; try make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): requirements/$(BURNISH_ENGINE).txt requirements/torch-cpu.txt pyproject.toml | $(VENV)/bin/python
+	@echo "installing the $(BURNISH_ENGINE) lock into $(VENV) (once; some minutes)"
+	@$(if $(filter cpu,$(BURNISH_ENGINE)),$(BIN)/python $(PIP) -r requirements/torch-cpu.txt || \
+	  $(BIN)/python $(PIP) --extra-index-url https://download.pytorch.org/whl/cpu -r requirements/torch-cpu.txt,:)
+	@$(BIN)/python $(PIP) --require-hashes -r requirements/$(BURNISH_ENGINE).txt
+	@$(BIN)/python $(PIP) --no-build-isolation -e .
+	@touch $@
+
+clients-venv: $(CLIENTS)/.installed
+
+$(CLIENTS)/.installed: requirements/clients.txt
+	@echo "installing the published clients into $(CLIENTS) (once)"
+	@test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/python $(PIP) --require-hashes -r requirements/clients.txt
+	@touch $@
+
+lock:
+	requirements/lock
+
+clean:
+	rm -rf $(VENV) $(CLIENTS) .pytest_cache .mypy_cache .ruff_cache
