@@ -1,0 +1,1 @@
+"""The ground both processes stand on: records, artifacts, settings. Knows neither gateway nor trainer."""

@@ -1,0 +1,1 @@
+"""Alembic's scripts, run from inside the installed package by `Database.upgrade`."""

@@ -1,0 +1,218 @@
+"""Routes: public model names, and which variant is each one's default. To promote is to change one row.
+
+Owns the `routes` table: a default and the stack of defaults before it. Knows no request and no engine: requests
+in flight keep the version they began with because the gateway's snapshot is replaced, not changed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Row
+
+from adapters import schema
+from adapters.changes import changing, record
+from adapters.database import Database
+from adapters.errors import Conflict, NotFound
+from adapters.versions import (
+    REMEDIES,
+    VersionState,
+    check_name,
+    is_name,
+    is_ref,
+    parse_ref,
+)
+
+#: How many former defaults a route remembers; the audit log remembers all.
+HISTORY_LIMIT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    name: str
+    variant: str  # NAME@N, or a base or another engine's model
+    history: tuple[str, ...]  # the defaults before it, the last one last
+    created: float  # epoch seconds
+
+    def promoted(self, variant: str) -> Route:
+        """This route with another default; the one it had goes on the stack."""
+        return replace(self, variant=variant, history=(*self.history, self.variant)[-HISTORY_LIMIT:])
+
+
+class Routes:
+    """The routes of a database. `models`: names that engines answer to without being in the registry."""
+
+    def __init__(self, db: Database, models: Collection[str] = ()) -> None:
+        self._db = db
+        self._models = frozenset(models)
+
+    def list(self) -> tuple[Route, ...]:
+        with self._db.read() as connection:
+            return all_routes(connection)
+
+    def get(self, name: str) -> Route:
+        """Raises NotFound(code="route_not_found")."""
+        with self._db.read() as connection:
+            return _existing(connection, name)
+
+    def create(self, name: str, variant: str, actor: str, now: float | None = None) -> Route:
+        """A new route. Raises InvalidRequest, NotFound for an unknown variant, Conflict if the name is taken or
+        the version is not proved."""
+        route = Route(check_name(name), variant, (), time.time() if now is None else now)
+        with changing(self._db) as connection:
+            if find_route(connection, name) is not None:
+                raise Conflict(f"there is a route {name!r} already; promote it instead", code="route_exists")
+            if name in self._models or _is_base_model(connection, name):
+                raise Conflict(f"{name!r} is the name of a model", param="name", code="name_taken")
+            self._check_variant(connection, variant)
+            insert_route(connection, route, actor)
+        return route
+
+    def delete(self, name: str, actor: str, now: float | None = None) -> None:
+        """Takes the public name away; its versions stay. Raises NotFound."""
+        with changing(self._db) as connection:
+            route = _existing(connection, name)
+            connection.execute(sa.delete(schema.routes).where(schema.routes.c.name == name))
+            _record(connection, "route.deleted", name, {"variant": route.variant}, actor, now)
+
+    def promote(self, name: str, variant: str, actor: str, now: float | None = None) -> Route:
+        """Makes `variant` the default. Promoting the default again changes nothing.
+
+        Raises NotFound, Conflict(code="version_not_ready") with the version's state and the remedy.
+        """
+        with changing(self._db) as connection:
+            route = _existing(connection, name)
+            self._check_variant(connection, variant)
+            if route.variant == variant:
+                return route
+            return _change(connection, "route.promoted", route, route.promoted(variant), actor, now)
+
+    def rollback(
+        self, name: str, to: str | None = None, actor: str = "unknown", now: float | None = None
+    ) -> Route:
+        """Back to the last former default that differs and may take traffic, or to the last time it was `to`.
+
+        Raises NotFound, Conflict(code="nothing_to_roll_back" | "not_in_history" | "version_not_ready").
+        """
+        with changing(self._db) as connection:
+            route = _existing(connection, name)
+            index = self._rollback_index(connection, route, to)
+            after = replace(route, variant=route.history[index], history=route.history[:index])
+            return _change(connection, "route.rolled_back", route, after, actor, now)
+
+    def _rollback_index(self, connection: Connection, route: Route, to: str | None) -> int:
+        indexes = range(len(route.history) - 1, -1, -1)
+        if to is not None:
+            index = next((i for i in indexes if route.history[i] == to), None)
+            if index is None:
+                raise Conflict(
+                    f"{to!r} is not a former default of {route.name!r}; promote it instead",
+                    param="to",
+                    code="not_in_history",
+                )
+            self._check_variant(connection, to, param="to")
+            return index
+        # A former default may have been quarantined or removed since: the person who rolls back wants one that works.
+        for index in indexes:
+            if route.history[index] != route.variant and self._may_take_traffic(
+                connection, route.history[index]
+            ):
+                return index
+        raise Conflict(
+            f"{route.name!r} has no former default that may take traffic; promote a version instead",
+            code="nothing_to_roll_back",
+        )
+
+    def _may_take_traffic(self, connection: Connection, variant: str) -> bool:
+        try:
+            self._check_variant(connection, variant)
+        except (NotFound, Conflict):
+            return False
+        return True
+
+    def _check_variant(self, connection: Connection, variant: str, param: str = "variant") -> None:
+        if not is_ref(variant):
+            if variant in self._models or _is_base_model(connection, variant):
+                return
+            raise NotFound(
+                f"{variant!r} is neither an adapter version (NAME@N) nor a model of an engine",
+                param=param,
+                code="variant_not_found",
+            )
+        state, reason = _version_state(connection, variant, param)
+        if state is not VersionState.PROVED:
+            because = f" ({reason})" if reason else ""
+            raise Conflict(
+                f"{variant} is {state}{because} and may not take traffic: {REMEDIES[state]}",
+                param=param,
+                code="version_not_ready",
+            )
+
+
+def all_routes(connection: Connection) -> tuple[Route, ...]:
+    query = sa.select(schema.routes).order_by(schema.routes.c.name)
+    return tuple(_route(row) for row in connection.execute(query))
+
+
+def find_route(connection: Connection, name: str) -> Route | None:
+    row = connection.execute(sa.select(schema.routes).where(schema.routes.c.name == name)).one_or_none()
+    return None if row is None else _route(row)
+
+
+def insert_route(connection: Connection, route: Route, actor: str) -> None:
+    """A new row and its event, in the caller's transaction. The caller has checked name and variant."""
+    connection.execute(
+        sa.insert(schema.routes).values(
+            name=route.name, variant=route.variant, history=list(route.history), created=route.created
+        )
+    )
+    _record(connection, "route.created", route.name, {"variant": route.variant}, actor, route.created)
+
+
+def _change(
+    connection: Connection, action: str, before: Route, after: Route, actor: str, now: float | None
+) -> Route:
+    connection.execute(
+        sa.update(schema.routes)
+        .where(schema.routes.c.name == before.name)
+        .values(variant=after.variant, history=list(after.history))
+    )
+    _record(connection, action, before.name, {"from": before.variant, "to": after.variant}, actor, now)
+    return after
+
+
+def _record(
+    connection: Connection, action: str, name: str, detail: dict[str, Any], actor: str, now: float | None
+) -> None:
+    at = time.time() if now is None else now
+    record(connection, actor=actor, action=action, subject=name, detail=detail, now=at)
+
+
+def _existing(connection: Connection, name: str) -> Route:
+    # A name outside the grammar may hold what a database cannot even compare, such as NUL.
+    route = find_route(connection, name) if is_name(name) else None
+    if route is None:
+        raise NotFound(f"there is no route {name!r}", code="route_not_found")
+    return route
+
+
+def _is_base_model(connection: Connection, name: str) -> bool:
+    return name in connection.execute(sa.select(schema.base_models.c.name)).scalars().all()
+
+
+def _version_state(connection: Connection, ref: str, param: str) -> tuple[VersionState, str | None]:
+    name, number = parse_ref(ref)
+    table = schema.versions
+    query = sa.select(table.c.state, table.c.reason).where(table.c.name == name, table.c.number == number)
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no adapter version {ref}", param=param, code="version_not_found")
+    return VersionState(row.state), row.reason
+
+
+def _route(row: Row[Any]) -> Route:
+    return Route(row.name, row.variant, tuple(row.history), row.created)
