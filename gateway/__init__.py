@@ -1,0 +1,1 @@
+"""The serving process: HTTP in, engines behind. Never imports torch, nor the trainer."""

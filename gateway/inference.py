@@ -1,0 +1,315 @@
+"""One inference request from first byte to last: admit it, choose an engine, relay its answer.
+
+The way through: read the body → `access` → `protocol.requests` → `routing.resolve` → `engines.pick` → `upstream`
+→ `relay` or `protocol.answers` → `reply`. Until the first byte for the client is there, an engine's failure is
+another engine's chance (promise 9); afterwards it is the end of the stream, said in an event. A client that
+leaves closes the exchange, and with it the engine's work. Touches no database but to keep responses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from adapters.errors import (
+    BurnishError,
+    EngineFailed,
+    EngineTimeout,
+    InvalidRequest,
+    TooLarge,
+    Unavailable,
+)
+from adapters.keys import Scope
+from adapters.settings import Settings
+from gateway import access, routing
+from gateway.conversations import Conversations
+from gateway.endpoints import ENDPOINTS, Call, Endpoint
+from gateway.engines import Engine, Engines
+from gateway.exchange import ConnectFailed, DeadlinePassed, Exchange, UpstreamError
+from gateway.presence import Presence
+from gateway.protocol import requests
+from gateway.protocol.errors import from_engine
+from gateway.relay import BrokenStream, EngineErrorEvent, Translator
+from gateway.reply import HttpScope, Receive, Reply, Send
+
+log = logging.getLogger("burnish.inference")
+
+
+class ClientGone(Exception):
+    """The client has left; nothing is to be said to anybody."""
+
+
+class EngineGaveUp(Exception):
+    """The engine gave nothing that a client could be sent; another engine may."""
+
+    def __init__(self, error: BurnishError, *, at_once: bool = False, is_fault: bool = True) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.at_once = at_once
+        self.is_fault = is_fault
+
+
+class Inference:
+    """The ASGI application of the inference endpoints."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        engines: Engines,
+        snapshot: Callable[[], routing.Snapshot],
+        conversations: Conversations,
+    ) -> None:
+        self._settings = settings
+        self._engines = engines
+        self._snapshot = snapshot
+        self._conversations = conversations
+
+    async def __call__(self, scope: HttpScope, receive: Receive, send: Send) -> None:
+        endpoint = ENDPOINTS[scope["path"]]
+        request_id = "req_" + secrets.token_hex(16)
+        reply = Reply(send, request_id, anthropic=endpoint.anthropic)
+        presence: Presence | None = None
+        try:
+            raw = await self._body(scope, receive)
+            presence = Presence(receive)
+            call = self._admit(endpoint, request_id, scope, raw)
+            reply.headers = call.target.headers
+            await self._conversations.recall(call)
+            await self._answer(call, reply, presence)
+        except ClientGone:
+            log.info("client_left request=%s path=%s", request_id, endpoint.path)
+        except BurnishError as error:
+            await reply.error(error)
+        except Exception:
+            log.exception("request_failed request=%s path=%s", request_id, endpoint.path)
+            if not reply.started:
+                await reply.error(BurnishError("The server had an error while processing your request."))
+        finally:
+            if presence is not None:
+                presence.forget()
+
+    async def _body(self, scope: HttpScope, receive: Receive) -> bytes:
+        """The request's body. Raises TooLarge before more than the limit is held in memory."""
+        most = self._settings.limits.max_body_bytes
+        length = _header(scope, b"content-length")
+        pieces, size = [], 0
+        too_large = length.isdigit() and int(length) > most
+        while not too_large:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            pieces.append(message.get("body", b""))
+            size += len(pieces[-1])
+            too_large = size > most
+            if not message.get("more_body"):
+                break
+        if too_large:
+            raise TooLarge(f"The request body is larger than the {most} bytes that are allowed here.")
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _admit(self, endpoint: Endpoint, request_id: str, scope: HttpScope, raw: bytes) -> Call:
+        """The call that a request makes, checked against everything that can be known before an engine is asked."""
+        snapshot = self._snapshot()
+        caller = access.authorize(
+            snapshot, _header(scope, b"authorization"), _header(scope, b"x-api-key"), Scope.INFERENCE
+        )
+        body = requests.parse(raw)
+        name = requests.model_name(body)
+        target = routing.resolve(snapshot, name)
+        if not caller.is_admin:
+            requests.refuse_privileged(body)
+        asked = dict(body) if endpoint.stores else {}
+        shows_usage = requests.wants_usage(body)
+        endpoint.prepare(body, self._settings.limits)
+        return Call(endpoint, request_id, caller, target, body, asked, shows_usage)
+
+    async def _answer(self, call: Call, reply: Reply, presence: Presence) -> None:
+        """Gives the call to one engine after another until one answers it."""
+        tried: list[Engine] = []
+        while True:
+            engine = await self._engine(call, tried, presence)
+            self._engines.begin(engine, call.target)
+            try:
+                await self._attempt(call, engine, reply, presence)
+                return
+            except EngineGaveUp as failure:
+                if failure.is_fault:
+                    self._engines.failed(engine, failure.error.message, at_once=failure.at_once)
+                tried.append(engine)
+                log.warning(
+                    "attempt_failed request=%s engine=%s attempt=%d: %s",
+                    call.request_id,
+                    engine.name,
+                    len(tried),
+                    failure.__cause__ or failure.error.message,
+                )
+                if len(tried) >= self._settings.health.max_attempts:
+                    raise failure.error from None
+            finally:
+                presence.close_exchange()
+                self._engines.end(engine, call.target)
+
+    async def _engine(self, call: Call, tried: list[Engine], presence: Presence) -> Engine:
+        """The engine for the next attempt; waits a little for one that is on its way up."""
+        affinity = call.affinity if len(self._engines.all) > 1 else b""
+        until = asyncio.get_running_loop().time() + self._settings.health.hold_seconds
+        while True:
+            engine = self._engines.pick(call.target, affinity, tried)
+            if engine is not None:
+                return engine
+            left = until - asyncio.get_running_loop().time()
+            if left <= 0 or not self._engines.could(call.target):
+                raise Unavailable(
+                    f"No engine can answer for the model '{call.target.name}' now.", retry_after_seconds=2
+                )
+            try:
+                async with asyncio.timeout(min(left, 0.25)):  # a client that left is noticed in between
+                    await self._engines.changed.wait()
+            except TimeoutError:
+                pass
+            if presence.gone:
+                raise ClientGone
+
+    async def _attempt(self, call: Call, engine: Engine, reply: Reply, presence: Presence) -> None:
+        """One engine's try. Raises EngineGaveUp while the client has been sent nothing."""
+        served = engine.served(call.target)
+        call.body["model"] = served
+        health = self._settings.health
+        patience = health.first_byte_timeout_seconds if call.streams else health.total_timeout_seconds
+        try:
+            exchange = await engine.pool.open(
+                call.endpoint.wire_path,
+                orjson.dumps(call.body),
+                patience_seconds=patience,
+                begun=presence.watch,
+            )
+            if exchange.status >= 400:
+                raise self._refusal(call, engine, exchange, await exchange.read())
+            if call.streams and call.endpoint.translator is not None:
+                translator = call.endpoint.translator(call, served)
+                first = await _first_events(exchange, translator)
+            else:
+                answer = _whole(exchange, await exchange.read())
+        except (UpstreamError, BrokenStream) as error:
+            if presence.gone:
+                raise ClientGone from None
+            raise _gave_up(error) from error
+        if call.streams and call.endpoint.translator is not None:
+            await self._relay(call, engine, exchange, translator, first, reply, presence)
+        else:
+            call.endpoint.put_right(answer, call)
+            await self._conversations.keep(call, answer)
+            self._engines.succeeded(engine)
+            await reply.json(orjson.dumps(answer))
+
+    async def _relay(
+        self,
+        call: Call,
+        engine: Engine,
+        exchange: Exchange,
+        translator: Translator,
+        events: bytes,
+        reply: Reply,
+        presence: Presence,
+    ) -> None:
+        """The stream from its first events on. Every way out of it ends the client's answer."""
+        await reply.start_events()
+        try:
+            while not translator.done:
+                if events:
+                    await reply.piece(events)
+                data = await exchange.next()
+                if not data:
+                    raise BrokenStream("the stream ended before it was complete")
+                events = translator.feed(data)
+        except EngineErrorEvent as event:
+            await reply.end(translator.broken(event.error))
+        except (UpstreamError, BrokenStream) as error:
+            if presence.gone:
+                raise ClientGone from None
+            log.warning("stream_broken request=%s engine=%s: %s", call.request_id, engine.name, error)
+            self._engines.failed(engine, str(error))
+            await reply.end(
+                translator.broken(
+                    EngineFailed("The engine failed in the middle of its answer.", code="stream_broken")
+                )
+            )
+        else:
+            presence.let_go()
+            await self._conversations.keep(call, getattr(translator, "response", None))
+            self._engines.succeeded(engine)
+            await reply.end(events + translator.closing())
+
+    def _refusal(self, call: Call, engine: Engine, exchange: Exchange, body: bytes) -> Exception:
+        """What an engine's HTTP error means: the client's error, or another engine's chance."""
+        served = engine.served(call.target)
+        error = from_engine(exchange.status, body, exchange.headers, call.body, served, call.target.name)
+        if exchange.status == 404:
+            if b'"error"' not in body:  # no such path there, as {"detail":"Not Found"} or a page of HTML
+                return InvalidRequest(
+                    f"The model '{call.target.name}' does not support {call.endpoint.path}.",
+                    param="model",
+                    code="unsupported_endpoint",
+                )
+            if call.target.served is not None and served.encode() in body:
+                self._engines.lost_adapter(engine, served)
+                return EngineGaveUp(
+                    Unavailable("The engine is loading this adapter.", retry_after_seconds=1), is_fault=False
+                )
+            return EngineFailed("The engine does not know the model that it is set up to serve.")
+        if exchange.status >= 500:
+            return EngineGaveUp(error)
+        self._engines.succeeded(engine)
+        return error
+
+
+async def _first_events(exchange: Exchange, translator: Translator) -> bytes:
+    """The first whole events. What is wrong up to here is an HTTP error to the client, not an event."""
+    if b"text/event-stream" not in exchange.headers.get(b"content-type", b""):
+        raise BrokenStream("not a stream of events")
+    events = b""
+    while not events and not translator.done:
+        data = await exchange.next()
+        if not data:
+            raise BrokenStream("the stream ended before it began")
+        try:
+            events = translator.feed(data)
+        except EngineErrorEvent as event:
+            exchange.close()
+            raise event.error if event.error.status < 500 else EngineGaveUp(event.error) from None
+    return events
+
+
+def _whole(exchange: Exchange, body: bytes) -> dict[str, Any]:
+    """The JSON object of an answer that is not streamed."""
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise BrokenStream("an answer that is not JSON") from None
+    if not isinstance(answer, dict):
+        raise BrokenStream("an answer that is not an object")
+    return answer
+
+
+def _gave_up(error: UpstreamError | BrokenStream) -> EngineGaveUp:
+    if isinstance(error, DeadlinePassed):
+        return EngineGaveUp(EngineTimeout("The engine did not answer in time.", retry_after_seconds=1))
+    if isinstance(error, ConnectFailed):
+        # Refused is certain; a time-out may be our own lack of processor time.
+        refused = not isinstance(error.__cause__, TimeoutError)
+        return EngineGaveUp(
+            Unavailable("The engine cannot be reached.", retry_after_seconds=2), at_once=refused
+        )
+    return EngineGaveUp(EngineFailed("The engine gave no usable answer."))
+
+
+def _header(scope: HttpScope, name: bytes) -> bytes:
+    for key, value in scope["headers"]:
+        if key == name:
+            return bytes(value)
+    return b""

@@ -1,0 +1,134 @@
+"""From the `model` a client asks for to what answers it. Pure: values in, values out.
+
+`Snapshot` is everything the hot path needs of the registry, immutable and swapped whole: a request reads it
+once, when it begins, and keeps what it read. Knows no engine's health and no database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from adapters.errors import NotFound, Unavailable
+from adapters.keys import Key
+from adapters.registry import RegistryRows
+from adapters.versions import VersionRecord, VersionState
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What answers one public model name."""
+
+    name: str
+    """As the client wrote it: a route, a base model or a pinned version."""
+    base: str
+    """The base model whose engines can answer."""
+    version: VersionRecord | None
+    """The adapter version; None: the base model itself."""
+    headers: tuple[tuple[bytes, bytes], ...]
+    """What every answer of this target says of itself."""
+
+    @property
+    def served(self) -> str | None:
+        """The name engines know the adapter version by; None for the base model."""
+        return self.version.served_name if self.version else None
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One entry of GET /v1/models."""
+
+    id: str
+    created: int
+    kind: str
+    """`base`, `route` or `version`."""
+    parent: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The registry at one revision, as the gateway uses it."""
+
+    revision: int
+    targets: Mapping[str, Target]
+    models: tuple[Model, ...]
+    wanted: tuple[VersionRecord, ...]
+    """The versions that engines should hold: those under test and those proved."""
+    leaving: tuple[VersionRecord, ...]
+    """The versions that engines should give up."""
+    waiting: Mapping[str, str]
+    """Names that exist but cannot answer, and why."""
+    keys: Mapping[str, Key] = field(default_factory=dict)
+    """Keys in use, by the digest of their secret."""
+    keyed: bool = False
+    """Whether a key is needed: one was made once, even if all are revoked by now."""
+
+
+EMPTY = Snapshot(-1, {}, (), (), (), {})
+
+
+def build(rows: RegistryRows, served: Collection[str]) -> Snapshot:
+    """The snapshot of a registry's rows; `served` are the engines' own model names."""
+    bases = {base.name: base for base in rows.base_models if base.name in served}
+    targets = {name: _target(name, name, None) for name in bases}
+    models = [Model(base.name, int(base.created), "base", None) for base in bases.values()]
+    waiting: dict[str, str] = {}
+    for version in rows.versions:
+        if version.base_model not in bases:
+            waiting[version.ref] = f"no engine here serves its base model '{version.base_model}'"
+        elif version.routable:
+            targets[version.ref] = _target(version.ref, version.base_model, version)
+            models.append(Model(version.ref, int(version.created), "version", version.base_model))
+        else:
+            waiting[version.ref] = _why(version)
+    for route in rows.routes:
+        variant = targets.get(route.variant)
+        if variant is None:
+            waiting[route.name] = waiting.get(
+                route.variant, f"its variant '{route.variant}' is not served here"
+            )
+            continue
+        targets[route.name] = _target(route.name, variant.base, variant.version)
+        models.append(Model(route.name, int(route.created), "route", route.variant))
+    wanted = (VersionState.STAGED, VersionState.PROVED)
+    return Snapshot(
+        revision=rows.revision,
+        targets=targets,
+        models=tuple(models),
+        wanted=tuple(v for v in rows.versions if v.state in wanted and v.base_model in bases),
+        leaving=tuple(v for v in rows.versions if v.state not in wanted),
+        waiting=waiting,
+        keys={key.digest: key for key in rows.keys},
+        keyed=rows.keys_required,
+    )
+
+
+def resolve(snapshot: Snapshot, model: str) -> Target:
+    """What answers `model`. Raises NotFound, or Unavailable for a version still being proved."""
+    target = snapshot.targets.get(model)
+    if target is not None:
+        return target
+    if model in snapshot.waiting:
+        reason = snapshot.waiting[model]
+        if reason.startswith("it is being loaded"):
+            raise Unavailable(
+                f"The model '{model}' cannot answer yet: {reason}.", param="model", retry_after_seconds=1
+            )
+        raise NotFound(f"The model '{model}' cannot answer: {reason}.", param="model", code="model_not_found")
+    raise NotFound(
+        f"The model '{model}' does not exist or you do not have access to it.",
+        param="model",
+        code="model_not_found",
+    )
+
+
+def _target(name: str, base: str, version: VersionRecord | None) -> Target:
+    adapter = f"{version.ref} {version.digest}" if version else "base"
+    headers = ((b"x-burnish-adapter", adapter.encode()), (b"x-burnish-route", name.encode()))
+    return Target(name, base, version, headers)
+
+
+def _why(version: VersionRecord) -> str:
+    if version.state is VersionState.STAGED:
+        return "it is being loaded and proved"
+    return f"it is {version.state.value}" + (f": {version.reason}" if version.reason else "")

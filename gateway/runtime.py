@@ -1,0 +1,165 @@
+"""One gateway process's parts, put together: the records, the engines, the loops that tend them, the snapshot.
+
+Owns their life: `start` to `stop`. The snapshot is read here by everybody and swapped here alone, whenever the
+registry's revision has changed, whoever changed it (this process, the CLI, a trainer). Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+from adapters.artifacts import ArtifactStore
+from adapters.database import Database
+from adapters.keys import Keys
+from adapters.placements import Placements
+from adapters.registry import Registry
+from adapters.responses import ResponseStore
+from adapters.routes import Routes
+from adapters.settings import Settings
+from gateway import routing
+from gateway.control import Control, engine_key
+from gateway.conversations import Conversations
+from gateway.engines import Engine, Engines
+from gateway.health import Watch
+from gateway.inference import Inference
+from gateway.reconcile import Reconciler
+from gateway.supervisor import SupervisedEngine
+from gateway.upstream import Pool
+from gateway.weights import base_digest
+
+log = logging.getLogger("burnish.runtime")
+
+REFRESH_SECONDS = 0.2
+"""How soon a change made by another process is seen."""
+
+HEARTBEAT_SECONDS = 2.0
+PURGE_SECONDS = 3600.0
+DAY_SECONDS = 86400.0
+
+
+class Runtime:
+    """The parts of one gateway process. Made and used on one event loop."""
+
+    def __init__(self, settings: Settings, db: Database, processes: Mapping[str, SupervisedEngine]) -> None:
+        """`processes` are the engines that are supervised, by name; the others' addresses are in the settings."""
+        self.settings = settings
+        self.db = db
+        self.id = f"gateway-{secrets.token_hex(6)}"
+        self.registry = Registry(db, ArtifactStore(settings.artifact_root), settings.models)
+        self.routes = Routes(db, settings.models)
+        self.keys = Keys(db)
+        self.placements = Placements(db)
+        self.responses = ResponseStore(db)
+        self.snapshot = routing.EMPTY
+        self._stale = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.engines, self._controls = self._connect(processes)
+        self._reconciler = Reconciler(
+            self.engines,
+            self._controls,
+            self.registry,
+            self.placements,
+            lambda: self.snapshot,
+            self._stale.set,
+            settings.canary,
+            settings.health,
+        )
+        self.inference = Inference(
+            settings, self.engines, lambda: self.snapshot, Conversations(self.responses)
+        )
+
+    async def start(self, url: str) -> None:
+        """Reads the registry and begins to tend the engines. `url` is where this process listens."""
+        await asyncio.to_thread(self._register_bases)
+        await asyncio.to_thread(self.registry.sweep)
+        await self.reload()
+        self._spawn(self._follow_registry(), "registry")
+        self._spawn(self._beat(url), "heartbeat")
+        self._spawn(self._purge(), "purge")
+        for engine in self.engines.all:
+            watch = Watch(engine, self._controls[engine], self.engines, self.settings.health)
+            self._spawn(watch.run(), f"watch {engine.name}")
+            self._spawn(self._reconciler.run(engine), f"reconcile {engine.name}")
+
+    async def stop(self) -> None:
+        """Ends every loop and connection. The server has drained by now."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for engine in self.engines.all:
+            engine.pool.close()
+            await self._controls[engine].close()
+        await asyncio.to_thread(self.placements.leave, self.id)
+
+    async def reload(self) -> None:
+        """Swaps the snapshot for the registry's newest. Requests that began keep theirs."""
+        rows = await asyncio.to_thread(self.registry.snapshot_rows)
+        if rows.revision > self.snapshot.revision:
+            self.snapshot = routing.build(rows, self.settings.models)
+            for engine in self.engines.all:
+                engine.wake.set()
+
+    def _connect(self, processes: Mapping[str, SupervisedEngine]) -> tuple[Engines, dict[Engine, Control]]:
+        controls: dict[Engine, Control] = {}
+        for settings in self.settings.engines:
+            process = processes.get(settings.name)
+            url = process.url if process else settings.url
+            assert url is not None
+            pool = Pool(
+                url,
+                api_key=engine_key(settings),
+                connect_timeout_seconds=self.settings.health.connect_timeout_seconds,
+            )
+            controls[Engine(settings, pool, process)] = Control(settings, url, self.settings.artifact_root)
+        return Engines(controls, self.settings.health), controls
+
+    def _register_bases(self) -> None:
+        for name in self.settings.models:
+            self.registry.register_base(name, base_digest(self.settings, name))
+
+    async def _follow_registry(self) -> None:
+        while True:
+            try:
+                if await asyncio.to_thread(self.registry.revision) != self.snapshot.revision:
+                    await self.reload()
+            except Exception:  # the database may be away for a while; what is known goes on being served
+                log.exception("registry_unreadable")
+            try:
+                async with asyncio.timeout(REFRESH_SECONDS):
+                    await self._stale.wait()
+                self._stale.clear()
+            except TimeoutError:
+                pass
+
+    async def _beat(self, url: str) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(self.placements.heartbeat, self.id, url)
+            except Exception:
+                log.exception("heartbeat_failed")
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+
+    async def _purge(self) -> None:
+        """Forgets kept responses once they are `responses_days` old."""
+        while True:
+            try:
+                oldest = time.time() - self.settings.responses_days * DAY_SECONDS
+                await asyncio.to_thread(self.responses.purge, oldest)
+            except Exception:
+                log.exception("purge_failed")
+            await asyncio.sleep(PURGE_SECONDS)
+
+    def _spawn(self, loop: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(loop, name=name)
+        task.add_done_callback(_report)
+        self._tasks.append(task)
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("loop_died loop=%s", task.get_name(), exc_info=task.exception())

@@ -1,0 +1,92 @@
+"""Records as the JSON objects that the API and `--json` of the CLI show. Pure, and free of FastAPI.
+
+Times are whole epoch seconds, as in OpenAI's objects. A key's digest never appears.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from adapters.changes import Event
+from adapters.keys import Key
+from adapters.placements import Placement
+from adapters.routes import Route
+from adapters.versions import VersionRecord
+
+
+def listing(data: Iterable[dict[str, Any]], *, has_more: bool = False) -> dict[str, Any]:
+    """OpenAI's list object; nothing of ours but the audit log is long enough for more than one."""
+    return {"object": "list", "data": list(data), "has_more": has_more}
+
+
+def version_shape(version: VersionRecord, placements: Iterable[Placement]) -> dict[str, Any]:
+    """`placements` may be those of every version."""
+    return {
+        "id": version.ref,
+        "object": "adapter.version",
+        "digest": version.digest,
+        "base_model": version.base_model,
+        "base_digest": version.base_digest,
+        "rank": version.rank,
+        "target_modules": list(version.target_modules),
+        "size_bytes": version.size_bytes,
+        "state": version.state.value,
+        "reason": version.reason,
+        "origin": version.origin,
+        "approval": version.approval,
+        "created": int(version.created),
+        "placements": [
+            {"engine": p.engine, "state": p.state.value, "reason": p.reason}
+            for p in placements
+            if p.ref == version.ref
+        ],
+    }
+
+
+def adapter_shape(
+    name: str, versions: Sequence[VersionRecord], placements: Iterable[Placement]
+) -> dict[str, Any]:
+    """An adapter with all its versions, the removed ones too; there is at least one."""
+    placed = list(placements)
+    return {
+        "id": name,
+        "object": "adapter",
+        "base_model": versions[0].base_model,
+        "created": int(versions[0].created),
+        "versions": [version_shape(version, placed) for version in versions],
+    }
+
+
+def route_shape(route: Route) -> dict[str, Any]:
+    return {
+        "id": route.name,
+        "object": "route",
+        "variant": route.variant,
+        "history": list(route.history),
+        "created": int(route.created),
+    }
+
+
+def key_shape(key: Key) -> dict[str, Any]:
+    return {
+        "id": key.id,
+        "object": "api_key",
+        "name": key.name,
+        "prefix": key.prefix,
+        "scopes": sorted(scope.value for scope in key.scopes),
+        "created": int(key.created),
+        "revoked": None if key.revoked is None else int(key.revoked),
+    }
+
+
+def event_shape(event: Event) -> dict[str, Any]:
+    return {
+        "id": event.id,
+        "object": "event",
+        "at": event.at,
+        "actor": event.actor,
+        "action": event.action,
+        "subject": event.subject,
+        "detail": event.detail,
+    }
