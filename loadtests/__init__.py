@@ -1,0 +1,1 @@
+"""Load and faults for a running Burnish. Speaks HTTP only."""

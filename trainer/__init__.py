@@ -1,0 +1,1 @@
+"""What needs torch: weights now, training runs later. Never imports the gateway."""
