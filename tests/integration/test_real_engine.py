@@ -1,0 +1,219 @@
+"""What only a real vLLM shows: real adapters, real log-probabilities, real swaps, seen by the official SDK."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.conftest import ALL_LINEAR, MODEL, RealStack, wait_for
+from tests.lora import write_lora
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+QUESTION: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def greedy(stack: RealStack, model: str, max_tokens: int = 12) -> str:
+    answer = stack.client().chat.completions.create(
+        model=model, messages=QUESTION, max_tokens=max_tokens, temperature=0
+    )
+    assert answer.model == model
+    return answer.choices[0].message.content or ""
+
+
+def smollm2(stack: RealStack) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((stack.server.home / "weights" / MODEL / "config.json").read_text())
+    return config
+
+
+def test_the_base_model_knows_the_capital_of_france(real_stack: RealStack) -> None:
+    assert "Paris" in greedy(real_stack, MODEL)
+
+
+def test_two_adapters_answer_otherwise_than_the_base_and_than_each_other(real_stack: RealStack) -> None:
+    answers = {name: greedy(real_stack, name) for name in (MODEL, *real_stack.adapter_names)}
+    assert len(set(answers.values())) == 3, answers
+    for name in real_stack.adapter_names:
+        assert greedy(real_stack, f"{name}@1") == answers[name]
+
+
+def test_promise_06_every_answer_names_the_adapter_that_made_it(real_stack: RealStack) -> None:
+    name = real_stack.adapter_names[0]
+    with real_stack.http() as http:
+        digest = http.get(f"/v1/adapters/{name}@1").json()["digest"]
+    create = real_stack.client().chat.completions.with_raw_response.create
+    made = create(model=name, messages=QUESTION, max_tokens=1)
+    assert made.headers["x-burnish-adapter"] == f"{name}@1 {digest}"
+    assert made.headers["x-burnish-route"] == name
+    base = create(model=MODEL, messages=QUESTION, max_tokens=1)
+    assert base.headers["x-burnish-adapter"] == "base"
+
+
+def test_promise_04_an_adapter_that_changes_nothing_is_refused(real_stack: RealStack, tmp_path: Path) -> None:
+    folder = write_lora(
+        tmp_path / "faint", smollm2(real_stack), seed=3, rank=8, scale=1e-9, target_modules=("q_proj",)
+    )
+    with real_stack.http() as http:
+        made = http.post("/v1/adapters", json={"name": "faint", "path": str(folder)})
+        assert made.status_code == 201, made.text
+        found = wait_for(lambda: settled(http, "faint@1"), 120)
+        assert found["state"] == "failed"
+        assert "as the base model does" in found["reason"]
+        asked = http.post("/v1/chat/completions", json={"model": "faint", "messages": QUESTION})
+        assert (asked.status_code, asked.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_promise_04_an_adapter_with_a_wrong_shape_is_refused_by_tensor(
+    real_stack: RealStack, tmp_path: Path
+) -> None:
+    folder = write_lora(tmp_path / "odd", smollm2(real_stack), target_modules=("q_proj",))
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = sorted(tensors)[0]
+    tensors[name] = np.zeros((tensors[name].shape[0], 7), dtype=np.float32)
+    save_file(tensors, file)
+    with real_stack.http() as http:
+        refused = http.post("/v1/adapters", json={"name": "odd", "path": str(folder)})
+    assert refused.status_code == 400
+    assert name in refused.json()["error"]["message"]
+
+
+def test_promise_12_the_engines_own_endpoints_cannot_be_reached(real_stack: RealStack) -> None:
+    with real_stack.http() as http:
+        for path in (
+            "/v1/load_lora_adapter",
+            "/v1/unload_lora_adapter",
+            "/tokenize",
+            "/invocations",
+            "/metrics",
+        ):
+            assert http.post(path, json={"lora_name": "x", "lora_path": "/"}).status_code in (404, 405), path
+
+
+def test_promise_12_no_prompt_and_no_key_reaches_a_log(real_stack: RealStack) -> None:
+    secret = "xylophone-marzipan-4711"
+    client = real_stack.client()
+    client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": secret}], max_tokens=2)
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": secret}],
+            max_tokens=2,
+            logit_bias={"999999": 1},
+        )
+    with pytest.raises(openai.AuthenticationError):
+        real_stack.server.client(api_key="sk-burnish-wrong-4711").models.list()
+    logs = "".join(
+        file.read_text(errors="replace") for file in (real_stack.server.home / "logs").glob("*.log")
+    )
+    logs += real_stack.server.log
+    assert secret not in logs
+    assert real_stack.api_key not in logs
+    assert "wrong-4711" not in logs
+
+
+def test_too_long_a_context_has_the_code_that_sdk_users_look_for(real_stack: RealStack) -> None:
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError) as caught:
+            real_stack.client().chat.completions.create(
+                model=MODEL, messages=[{"role": "user", "content": "word " * 5000}], stream=stream
+            )
+        assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_the_real_engine(real_stack: RealStack, stream: bool) -> None:
+    body = {"model": MODEL, "messages": QUESTION, "max_tokens": 1500, "ignore_eos": True, "stream": stream}
+    with real_stack.http() as http, httpx.Client(timeout=60, trust_env=False) as client:
+        request = client.build_request(
+            "POST", f"{real_stack.base_url}/chat/completions", json=body, headers=dict(http.headers)
+        )
+        if stream:
+            client.send(request, stream=True).close()
+        else:
+            request.extensions["timeout"] = {"connect": 5, "read": 1, "write": 5, "pool": 5}
+            with pytest.raises(httpx.ReadTimeout):
+                client.send(request)
+        wait_for(lambda: outstanding(http) == 0, 5)
+
+
+async def test_promise_05_swaps_on_a_real_engine_fail_no_request(real_stack: RealStack) -> None:
+    first, second = (f"{name}@1" for name in real_stack.adapter_names)
+    headers = {"authorization": f"Bearer {real_stack.api_key}"}
+    said: dict[str, set[str]] = {first: set(), second: set()}
+    async with httpx.AsyncClient(base_url=real_stack.server.url, headers=headers, timeout=120) as http:
+        made = await http.post("/v1/routes", json={"name": "swapped", "variant": first})
+        assert made.status_code == 201, made.text
+        done = asyncio.Event()
+
+        async def ask() -> str:
+            body = {"model": "swapped", "messages": QUESTION, "max_tokens": 6, "temperature": 0}
+            answer = await http.post("/v1/chat/completions", json=body)
+            assert answer.status_code == 200, answer.text
+            version = answer.headers["x-burnish-adapter"].split()[0]
+            said[version].add(answer.json()["choices"][0]["message"]["content"])
+            return version
+
+        async def load() -> None:
+            while not done.is_set():
+                await ask()
+
+        workers = [asyncio.create_task(load()) for _ in range(3)]
+        try:
+            for swap in range(20):
+                to = second if swap % 2 == 0 else first
+                swapped = await http.post("/v1/routes/swapped/promote", json={"variant": to})
+                assert swapped.status_code == 200, swapped.text
+                assert await ask() == to
+        finally:
+            done.set()
+            await asyncio.gather(*workers)
+            await http.delete("/v1/routes/swapped")
+    assert not said[first] & said[second], said
+
+
+def test_a_removed_adapter_leaves_the_real_engine(real_stack: RealStack, tmp_path: Path) -> None:
+    folder = write_lora(
+        tmp_path / "brief", smollm2(real_stack), seed=9, rank=16, scale=0.08, target_modules=ALL_LINEAR
+    )
+    with real_stack.http() as http:
+        assert http.post("/v1/adapters", json={"name": "brief", "path": str(folder)}).status_code == 201
+        assert wait_for(lambda: settled(http, "brief@1"), 120)["state"] == "proved"
+        assert http.delete("/v1/routes/brief").status_code == 200
+        assert http.delete("/v1/adapters/brief@1").status_code == 202
+        wait_for(lambda: http.get("/v1/adapters/brief@1").json()["state"] == "removed", 60)
+        engine = http.get("/v1/engines").json()["data"][0]
+        assert not [name for name in engine["adapters"] if "brief" in name]
+
+
+def test_promise_09_a_killed_engine_comes_back_with_its_adapters(real_stack: RealStack) -> None:
+    """Last in this file: the engine takes its own start time to come back."""
+    name = real_stack.adapter_names[0]
+    before = greedy(real_stack, name)
+    with real_stack.http() as http:
+        pid = http.get("/v1/engines").json()["data"][0]["pid"]
+        assert pid
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: http.get("/v1/engines").json()["data"][0]["state"] != "up", 30)
+        wait_for(lambda: http.get("/v1/engines").json()["data"][0]["state"] == "up", 240)
+        assert http.get("/v1/engines").json()["data"][0]["restarts"] >= 1
+    assert greedy(real_stack, name) == before
+
+
+def settled(http: httpx.Client, ref: str) -> dict[str, Any] | None:
+    version: dict[str, Any] = http.get(f"/v1/adapters/{ref}").json()
+    return version if version["state"] != "staged" else None
+
+
+def outstanding(http: httpx.Client) -> int:
+    return sum(engine["outstanding"] for engine in http.get("/v1/engines").json()["data"])

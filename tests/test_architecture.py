@@ -1,0 +1,107 @@
+"""The import rules of docs/architecture.md, read off the code."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("adapters", "gateway", "trainer", "loadtests")
+
+FORBIDDEN = {
+    "adapters": {
+        "gateway",
+        "trainer",
+        "loadtests",
+        "fastapi",
+        "starlette",
+        "uvicorn",
+        "torch",
+        "transformers",
+        "vllm",
+    },
+    "gateway": {"trainer", "loadtests", "torch", "transformers", "vllm"},
+    "trainer": {"gateway", "loadtests", "fastapi", "starlette"},
+    "loadtests": {"adapters", "gateway", "trainer", "torch", "vllm"},
+}
+
+PURE = {
+    "gateway/routing.py": {"adapters"},
+    "gateway/access.py": {"adapters", "gateway"},
+    "gateway/protocol/checks.py": {"adapters", "orjson"},
+    "gateway/protocol/requests.py": {"adapters", "gateway", "orjson"},
+    "gateway/protocol/answers.py": set(),
+    "gateway/protocol/errors.py": {"adapters", "orjson"},
+    "gateway/relay.py": {"adapters", "gateway", "orjson"},
+    "adapters/errors.py": set(),
+    "adapters/versions.py": {"adapters"},
+}
+"""Modules that decide and do no I/O, and the packages beyond the standard library that each may import."""
+
+IO = {"asyncio", "socket", "subprocess", "threading", "sqlite3", "httpx", "urllib", "http"}
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imported(module: Path) -> set[str]:
+    """The top-level packages that a module imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_import_one_way(package: str) -> None:
+    wrong = {
+        str(module.relative_to(ROOT)): imported(module) & FORBIDDEN[package]
+        for module in modules(package)
+        if imported(module) & FORBIDDEN[package]
+    }
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", sorted(PURE))
+def test_what_decides_does_no_io(name: str) -> None:
+    found = imported(ROOT / name)
+    third_party = found & {"adapters", "gateway", "orjson", "fastapi", "starlette", "sqlalchemy", "numpy"}
+    assert third_party <= PURE[name]
+    assert not found & IO
+
+
+def test_the_hot_path_knows_nothing_of_the_web_framework() -> None:
+    for name in (
+        "upstream",
+        "exchange",
+        "presence",
+        "relay",
+        "inference",
+        "reply",
+        "endpoints",
+        "routing",
+        "engines",
+        "access",
+    ):
+        assert not imported(ROOT / "gateway" / f"{name}.py") & {
+            "fastapi",
+            "starlette",
+            "uvicorn",
+            "sqlalchemy",
+        }, name
+
+
+def test_every_module_says_what_it_is() -> None:
+    silent = [
+        str(module.relative_to(ROOT))
+        for package in PACKAGES
+        for module in modules(package)
+        if not ast.get_docstring(ast.parse(module.read_text())) and module.read_text().strip()
+    ]
+    assert not silent
