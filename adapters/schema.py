@@ -18,6 +18,9 @@ metadata = sa.MetaData(
     }
 )
 
+#: Grows with every row, and is never given twice, not even after deletions: cursors and watermarks stand on it.
+RowNumber = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
 #: One row. Its revision grows with every change of what ought to be; a gateway reloads when it sees a new one.
 registry = sa.Table(
     "registry",
@@ -65,13 +68,14 @@ versions = sa.Table(
     sa.CheckConstraint("number >= 1", name="number"),
 )
 
-#: `variant` is the default; `history` the defaults before it, the last one last.
+#: `variant` is the default; `history` the defaults before it, the last one last; `policy` what `RoutePolicy` says.
 routes = sa.Table(
     "routes",
     metadata,
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("variant", sa.Text, nullable=False),
     sa.Column("history", sa.JSON, nullable=False),
+    sa.Column("policy", sa.JSON, nullable=False, server_default=sa.text("'{}'")),
     sa.Column("created", sa.Double, nullable=False),
 )
 
@@ -94,6 +98,7 @@ keys = sa.Table(
     sa.Column("prefix", sa.Text, nullable=False),
     sa.Column("digest", sa.Text, nullable=False, unique=True),
     sa.Column("scopes", sa.JSON, nullable=False),
+    sa.Column("records", sa.Boolean, nullable=False, server_default=sa.true()),
     sa.Column("created", sa.Double, nullable=False),
     sa.Column("revoked", sa.Double),
 )
@@ -127,4 +132,169 @@ responses = sa.Table(
     sa.Column("created", sa.Double, nullable=False, index=True),
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("input", sa.LargeBinary, nullable=False),
+)
+
+#: Every answered request that may be kept, and every imported row. `request` and `output` are zlib-compressed JSON.
+#: No foreign key points here: a completion may be forgotten, and what was said of it goes with it (`forget`).
+completions = sa.Table(
+    "completions",
+    metadata,
+    sa.Column("number", RowNumber, primary_key=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("created", sa.Double, nullable=False, index=True),
+    sa.Column("endpoint", sa.Text, nullable=False),
+    sa.Column("route", sa.Text, nullable=False),
+    sa.Column("variant", sa.Text, nullable=False),
+    sa.Column("base_model", sa.Text, nullable=False),
+    sa.Column("digest", sa.Text),
+    sa.Column("propensity", sa.Double, nullable=False),
+    sa.Column("pinned", sa.Boolean, nullable=False),
+    sa.Column("key_id", sa.Text),
+    sa.Column("end_user", sa.Text, index=True),
+    sa.Column("unit", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("finish_reason", sa.Text),
+    sa.Column("error_code", sa.Text),
+    sa.Column("prompt_tokens", sa.Integer),
+    sa.Column("completion_tokens", sa.Integer),
+    sa.Column("ttft_seconds", sa.Double),
+    sa.Column("total_seconds", sa.Double),
+    sa.Column("metadata", sa.JSON, nullable=False),
+    sa.Column("request", sa.LargeBinary, nullable=False),
+    sa.Column("output", sa.LargeBinary),
+    sa.Index("ix_completions_route_number", "route", "number"),
+    sqlite_autoincrement=True,
+)
+
+#: Judgements. Route, variant, digest and unit are the stored completion's, never the client's word.
+feedback = sa.Table(
+    "feedback",
+    metadata,
+    sa.Column("number", RowNumber, primary_key=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("created", sa.Double, nullable=False, index=True),
+    sa.Column("completion_id", sa.Text, nullable=False, index=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("value", sa.Double),
+    sa.Column("comment", sa.Text),
+    sa.Column("demonstration", sa.JSON(none_as_null=True)),
+    sa.Column("preferred_over", sa.Text),
+    sa.Column("metadata", sa.JSON, nullable=False),
+    sa.Column("key_id", sa.Text),
+    sa.Column("end_user", sa.Text, index=True),
+    sa.Column("route", sa.Text, nullable=False),
+    sa.Column("variant", sa.Text, nullable=False),
+    sa.Column("digest", sa.Text),
+    sa.Column("unit", sa.Text, nullable=False),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Index("ix_feedback_route_number", "route", "number"),
+    sqlite_autoincrement=True,
+)
+
+#: What was answered to an idempotency key: the row it made, and the digest of the body it came with.
+#: `owner` is the key's id, or "" while no keys are in use (NULL would never equal NULL).
+idempotency = sa.Table(
+    "idempotency",
+    metadata,
+    sa.Column("owner", sa.Text, primary_key=True),
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("body_digest", sa.Text, nullable=False),
+    sa.Column("made", sa.Text, nullable=False),
+    sa.Column("created", sa.Double, nullable=False, index=True),
+)
+
+#: The durable queue. A claim raises `token`; writes that carry an older one are refused (fencing).
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("number", RowNumber, primary_key=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("route", sa.Text),
+    sa.Column("key_id", sa.Text),
+    sa.Column("state", sa.Text, nullable=False, index=True),
+    sa.Column("wish", sa.Text),
+    sa.Column("payload", sa.JSON, nullable=False),
+    sa.Column("progress", sa.JSON, nullable=False),
+    sa.Column("result", sa.JSON(none_as_null=True)),
+    sa.Column("error", sa.JSON(none_as_null=True)),
+    sa.Column("worker", sa.Text),
+    sa.Column("token", sa.Integer, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("lease_until", sa.Double),
+    sa.Column("created", sa.Double, nullable=False),
+    sa.Column("started", sa.Double),
+    sa.Column("finished", sa.Double),
+    sa.Column("metadata", sa.JSON, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+job_events = sa.Table(
+    "job_events",
+    metadata,
+    sa.Column("number", RowNumber, primary_key=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("job_id", sa.Text, sa.ForeignKey("jobs.id"), nullable=False, index=True),
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Column("level", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("data", sa.JSON, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+#: Immutable snapshots that runs learned from; `report` counts what was drawn, kept and left out, and why.
+datasets = sa.Table(
+    "datasets",
+    metadata,
+    sa.Column("digest", sa.Text, primary_key=True),
+    sa.Column("job_id", sa.Text, primary_key=True),
+    sa.Column("route", sa.Text),
+    sa.Column("created", sa.Double, nullable=False),
+    sa.Column("report", sa.JSON, nullable=False),
+)
+
+#: The row ids of a dataset. They outlive the completions they name, so that `forget` and lineage can follow them.
+dataset_rows = sa.Table(
+    "dataset_rows",
+    metadata,
+    sa.Column("digest", sa.Text, primary_key=True),
+    sa.Column("job_id", sa.Text, primary_key=True),
+    sa.Column("position", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("row_id", sa.Text, nullable=False),
+    sa.Column("completion_id", sa.Text, index=True),
+    sa.Column("feedback_id", sa.Text),
+    sa.Column("split", sa.Text, nullable=False),
+)
+
+#: Uploaded files; their bytes lie under the home's `files/`, named by id.
+files = sa.Table(
+    "files",
+    metadata,
+    sa.Column("number", RowNumber, primary_key=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("key_id", sa.Text),
+    sa.Column("purpose", sa.Text, nullable=False),
+    sa.Column("filename", sa.Text, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("created", sa.Double, nullable=False),
+    sa.Column("expires", sa.Double),
+    sqlite_autoincrement=True,
+)
+
+#: Files that come in parts. `parts` lists the parts' ids in the order they arrived.
+uploads = sa.Table(
+    "uploads",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("key_id", sa.Text),
+    sa.Column("purpose", sa.Text, nullable=False),
+    sa.Column("filename", sa.Text, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("parts", sa.JSON, nullable=False),
+    sa.Column("file_id", sa.Text),
+    sa.Column("created", sa.Double, nullable=False),
+    sa.Column("expires", sa.Double, nullable=False),
 )

@@ -10,7 +10,7 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -35,7 +35,9 @@ __all__ = [
     "EngineSettings",
     "Health",
     "Limits",
+    "Recording",
     "Settings",
+    "Training",
     "load_settings",
 ]
 
@@ -100,6 +102,35 @@ class Canary(Section):
     agreement_tolerance: Annotated[float, Field(gt=0)] = 0.25
 
 
+class Recording(Section):
+    """What is kept of requests, for how long, and what happens when it cannot be kept."""
+
+    enabled: bool = True
+    days: Annotated[float, Field(gt=0)] = 90.0
+    judged_days: Annotated[float, Field(gt=0)] = 730.0
+    on_failure: Literal["refuse", "serve"] = "refuse"
+    max_queue: Count = 10_000
+
+
+class Training(Section):
+    """The trainer beside the gateway, and the bounds of every run."""
+
+    worker: bool = True
+    threads: Annotated[int, Field(ge=0)] = 0
+    memory_gib: Annotated[float, Field(gt=0)] | None = None
+    max_attempts: Count = 5
+    lease_seconds: Seconds = 30.0
+    held_out_share: Annotated[float, Field(gt=0, lt=0.9)] = 0.1
+    min_held_out_rows: Count = 8
+    max_share_per_key: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_share_per_user: Annotated[float, Field(gt=0, le=1)] = 0.2
+    replay_share: Annotated[float, Field(ge=0, le=1)] = 0.2
+    pii: Literal["regex", "presidio", "off"] = "regex"
+    parity_tolerance: Annotated[float, Field(gt=0)] = 0.25
+    guard_margin: Annotated[float, Field(gt=0)] = 0.05
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+
+
 class Settings(Section):
     home: HomePath = Path("~/.burnish")
     host: str = "127.0.0.1"
@@ -112,6 +143,8 @@ class Settings(Section):
     limits: Limits = Limits()
     health: Health = Health()
     canary: Canary = Canary()
+    recording: Recording = Recording()
+    training: Training = Training()
     engines: tuple[EngineSettings, ...] = (EngineSettings(name="local", kind="supervised"),)
 
     @property
@@ -122,6 +155,14 @@ class Settings(Section):
     @property
     def artifact_root(self) -> Path:
         return self.home / "artifacts"
+
+    @property
+    def file_root(self) -> Path:
+        return self.home / "files"
+
+    @property
+    def run_root(self) -> Path:
+        return self.home / "runs"
 
     @property
     def weights_root(self) -> Path:

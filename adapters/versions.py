@@ -18,6 +18,10 @@ VERSION_REF = re.compile(r"([a-z0-9][a-z0-9._-]{0,62})@([1-9][0-9]{0,8})")
 
 
 class VersionState(StrEnum):
+    CANDIDATE = (
+        "candidate"  # made by a run and under test: engines hold it, only its run's evaluation may ask it
+    )
+    REJECTED = "rejected"  # its gate did not pass; a person may approve it all the same
     STAGED = "staged"  # stored, not yet shown to work
     PROVED = "proved"  # loaded by every engine, canary passed: the only state that takes traffic
     FAILED = "failed"  # an engine or the canary refused it; `reason` says why
@@ -28,6 +32,16 @@ class VersionState(StrEnum):
 
 #: What may follow what. A proved version that one engine cannot load is that placement's failure, not the version's.
 MOVES: dict[VersionState, frozenset[VersionState]] = {
+    VersionState.CANDIDATE: frozenset(
+        {
+            VersionState.PROVED,
+            VersionState.REJECTED,
+            VersionState.FAILED,
+            VersionState.QUARANTINED,
+            VersionState.REMOVING,
+        }
+    ),
+    VersionState.REJECTED: frozenset({VersionState.STAGED, VersionState.QUARANTINED, VersionState.REMOVING}),
     VersionState.STAGED: frozenset(
         {VersionState.PROVED, VersionState.FAILED, VersionState.QUARANTINED, VersionState.REMOVING}
     ),
@@ -40,6 +54,8 @@ MOVES: dict[VersionState, frozenset[VersionState]] = {
 
 #: What a person does about a version that may not take traffic.
 REMEDIES: dict[VersionState, str] = {
+    VersionState.CANDIDATE: "wait until its run's evaluation is done",
+    VersionState.REJECTED: "see its gate's report; `burnish adapters approve` overrides it, on record",
     VersionState.STAGED: "wait until every engine has loaded it and its canary has passed",
     VersionState.PROVED: "nothing is needed",
     VersionState.FAILED: "see its reason, then import a corrected adapter as a new version",

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from adapters.base_weights import base_config, base_digest
 from adapters.errors import InvalidRequest
 from adapters.placements import Placements
 from adapters.registry import Registry
 from adapters.settings import Settings
 from adapters.versions import VersionRecord, VersionState
-from gateway.weights import base_config, base_digest
 
 GATEWAY_SILENT_SECONDS = 15.0
 """A gateway that has said nothing for so long is gone: seven heartbeats, so that a busy machine is not taken for it."""

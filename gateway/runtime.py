@@ -14,6 +14,7 @@ from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from adapters.artifacts import ArtifactStore
+from adapters.base_weights import base_digest
 from adapters.database import Database
 from adapters.keys import Keys
 from adapters.placements import Placements
@@ -30,7 +31,6 @@ from gateway.inference import Inference
 from gateway.reconcile import Reconciler
 from gateway.supervisor import SupervisedEngine
 from gateway.upstream import Pool
-from gateway.weights import base_digest
 
 log = logging.getLogger("burnish.runtime")
 

@@ -15,10 +15,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from adapters.base_weights import chat_template
 from adapters.engine_settings import EngineSettings
 from adapters.tensors import ATTENTION, MLP
-
-SMOLLM2_TEMPLATE = Path(__file__).with_name("templates") / "smollm2.jinja"
 
 #: xgrammar by name, since `auto` refuses the second. Without that, small models write white space for ever in JSON.
 STRUCTURED_OUTPUTS = {"backend": "xgrammar", "disable_any_whitespace": True}
@@ -80,8 +79,8 @@ def _tools(settings: EngineSettings) -> list[str]:
     # come back with a bare string.
     flags = ["--enable-auto-tool-choice", "--tool-call-parser", settings.tool_call_parser]
     flags += ["--tool-strict-level", "parameter"]
-    if settings.weights is None:  # the default weights, whose own template knows no tools
-        flags += ["--chat-template", str(SMOLLM2_TEMPLATE), "--chat-template-content-format", "openai"]
+    if (template := chat_template(settings)) is not None:
+        flags += ["--chat-template", str(template), "--chat-template-content-format", "openai"]
     return flags
 
 

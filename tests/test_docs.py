@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from adapters.engine_settings import EngineSettings
-from adapters.settings import ENVIRONMENT, Canary, Health, Limits, Settings
+from adapters.settings import ENVIRONMENT, Canary, Health, Limits, Recording, Settings, Training
 from gateway.app import _rest
 from gateway.cli import app as cli
 from gateway.endpoints import ENDPOINTS
@@ -35,9 +35,11 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "[limits]": Limits,
     "[health]": Health,
     "[canary]": Canary,
+    "[recording]": Recording,
+    "[training]": Training,
     "[[engines]]": EngineSettings,
 }
-TABLES = {"limits", "health", "canary", "engines"}
+TABLES = {"limits", "health", "canary", "recording", "training", "engines"}
 """Keys of the top level that have a section of their own."""
 
 OWN_HTTP = {("GET", "/docs"), ("GET", "/openapi.json")}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.vllm_command import SMOLLM2_TEMPLATE
+from adapters.base_weights import SMOLLM2_TEMPLATE
 
 TEMPLATE = Path(SMOLLM2_TEMPLATE).read_text()
 
