@@ -1,9 +1,9 @@
-"""Runs one local vLLM, and a new one whenever it ends.
+"""Runs a local process - a vLLM, the trainer's worker - and a new one whenever it ends.
 
-Owns the child process, its log, and the private Unix socket it serves on. Knows nothing of health, adapters or requests:
-`vllm_command` says how vLLM is called, `health` judges the engine by its answers, `reconcile` fills it.
+Owns the child process, its log, and the private Unix socket that a vLLM serves on. Knows nothing of health, adapters
+or jobs: `vllm_command` says how vLLM is called, `health` judges the engine by its answers, `reconcile` fills it.
 
-The child is `child.py`, which runs vLLM and leaves no process behind, whoever is killed and however.
+The child is `adapters/keeper.py`, which runs the command and leaves no process behind, whoever is killed and however.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from adapters import keeper
 from adapters.engine_settings import EngineSettings
 from adapters.errors import SettingsError
 from gateway.vllm_command import serves_on_gpu, vllm_command, vllm_environment
 
 log = logging.getLogger("burnish.supervisor")
 
-KEEPER = Path(__file__).with_name("child.py")
+KEEPER = Path(keeper.__file__)
 
 SOCKET_PATH_BYTES = 107
 """The longest path of a Unix socket on Linux (unix(7): sun_path holds 108 with its end)."""
@@ -42,53 +43,41 @@ ERROR = re.compile(r"(^|\] )[\w.]*(Error|Exception|Exit|Interrupt)\b|: error: ")
 """The last line of a traceback, bare or behind vLLM's own prefix, or of argparse."""
 
 STEADY_SECONDS = 300.0
-"""An engine that ran this long is healthy: the next restart waits the initial back-off again."""
+"""A process that ran this long is healthy: the next restart waits the initial back-off again."""
 
 KILL_SECONDS = 10.0
 """What the keeper may take to kill everything; its own bounds add up to less."""
 
 
-class SupervisedEngine:
-    """One vLLM process, restarted for ever with back-off until it is stopped."""
+class SupervisedProcess:
+    """One local process, restarted for ever with back-off until it is stopped."""
 
     def __init__(
         self,
-        settings: EngineSettings,
-        home: Path,
-        weights: Path,
-        socket_dir: Path,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        log_path: Path,
         *,
-        command: Sequence[str] | None = None,
         backoff_initial_seconds: float = 1.0,
         backoff_max_seconds: float = 30.0,
     ) -> None:
-        """`socket_dir` must be private (mode 0700); `command` runs something else than vLLM."""
-        self.settings = settings
-        self.socket = socket_dir / f"{settings.name}.sock"
-        self.log_path = home / "logs" / f"engine-{settings.name}.log"
+        self.name = name
+        self.log_path = log_path
         self.restarts = 0
         self.last_exit: str | None = None
-        gpu = serves_on_gpu()
-        self._command = list(command or vllm_command(settings, weights, self.socket, gpu))
-        self._environment = vllm_environment(settings, home, socket_dir, gpu, os.environ)
+        self._command = list(command)
+        self._environment = environment
         self._backoff_seconds = (backoff_initial_seconds, backoff_max_seconds)
         self._keeper: asyncio.subprocess.Process | None = None
         self._watching: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._grace_seconds = 0.0
         self._log_start = 0
-        if len(os.fsencode(self.socket)) > SOCKET_PATH_BYTES:
-            raise SettingsError(
-                f"engine {settings.name!r}: its socket's path is too long; set TMPDIR to a shorter one"
-            )
-
-    @property
-    def url(self) -> str:
-        return f"unix://{self.socket}"
 
     @property
     def pid(self) -> int | None:
-        """The engine's own process (the API server), while there is one."""
+        """The process itself (of an engine: the API server), while there is one."""
         if self._keeper is None or self._keeper.returncode is not None:
             return None
         children = Path(f"/proc/{self._keeper.pid}/task/{self._keeper.pid}/children")
@@ -99,10 +88,10 @@ class SupervisedEngine:
     async def start(self) -> None:
         """Starts the process and begins to watch it; does not wait until it answers."""
         self._keeper = await self._spawn()
-        self._watching = asyncio.create_task(self._watch(), name=f"supervise {self.settings.name}")
+        self._watching = asyncio.create_task(self._watch(), name=f"supervise {self.name}")
 
     async def stop(self, grace_seconds: float) -> None:
-        """Ends the engine and everything it started: politely for `grace_seconds`, then by force."""
+        """Ends the process and everything it started: politely for `grace_seconds`, then by force."""
         self._grace_seconds = grace_seconds
         self._stopping.set()
         if self._watching is not None:
@@ -117,9 +106,7 @@ class SupervisedEngine:
                 break
             if time.monotonic() - began > STEADY_SECONDS:
                 delay = self._backoff_seconds[0]
-            log.warning(
-                "engine.exited engine=%s restart_in=%.1f %s", self.settings.name, delay, self.last_exit
-            )
+            log.warning("process_exited process=%s restart_in=%.1f %s", self.name, delay, self.last_exit)
             await _sleep_unless(self._stopping, delay)
             delay = min(delay * 2, self._backoff_seconds[1])
             await self._restart()
@@ -134,7 +121,7 @@ class SupervisedEngine:
         stopping.cancel()
         if not ended.done():
             await _end(keeper, ended, self._grace_seconds)
-        # The last resort where the keeper was killed: its process group is the engine's.
+        # The last resort where the keeper was killed: its process group is the command's.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(keeper.pid, signal.SIGKILL)
         self.last_exit = _exit_reason(await ended, self.log_path, self._log_start)
@@ -150,8 +137,7 @@ class SupervisedEngine:
             self.last_exit = f"could not start: {error.strerror or error}"
 
     async def _spawn(self) -> asyncio.subprocess.Process:
-        # vLLM refuses a socket path that exists, and a killed one leaves its own behind.
-        self.socket.unlink(missing_ok=True)
+        self._prepare()
         with _open_log(self.log_path) as file:
             self._log_start = file.tell()
             return await asyncio.create_subprocess_exec(
@@ -163,8 +149,51 @@ class SupervisedEngine:
                 stdout=file,
                 stderr=file,
                 env=self._environment,
-                start_new_session=True,  # Ctrl-C is for us, not for the engine
+                start_new_session=True,  # Ctrl-C is for us, not for it
             )
+
+    def _prepare(self) -> None:
+        """What has to be done before each start."""
+
+
+class SupervisedEngine(SupervisedProcess):
+    """One vLLM process and its private Unix socket."""
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        home: Path,
+        weights: Path,
+        socket_dir: Path,
+        *,
+        command: Sequence[str] | None = None,
+        backoff_initial_seconds: float = 1.0,
+        backoff_max_seconds: float = 30.0,
+    ) -> None:
+        """`socket_dir` must be private (mode 0700); `command` runs something else than vLLM."""
+        self.settings = settings
+        self.socket = socket_dir / f"{settings.name}.sock"
+        gpu = serves_on_gpu()
+        super().__init__(
+            settings.name,
+            command or vllm_command(settings, weights, self.socket, gpu),
+            vllm_environment(settings, home, socket_dir, gpu, os.environ),
+            home / "logs" / f"engine-{settings.name}.log",
+            backoff_initial_seconds=backoff_initial_seconds,
+            backoff_max_seconds=backoff_max_seconds,
+        )
+        if len(os.fsencode(self.socket)) > SOCKET_PATH_BYTES:
+            raise SettingsError(
+                f"engine {settings.name!r}: its socket's path is too long; set TMPDIR to a shorter one"
+            )
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.socket}"
+
+    def _prepare(self) -> None:
+        # vLLM refuses a socket path that exists, and a killed one leaves its own behind.
+        self.socket.unlink(missing_ok=True)
 
 
 async def _end(keeper: asyncio.subprocess.Process, ended: asyncio.Task[int], grace_seconds: float) -> None:
@@ -192,7 +221,7 @@ def _open_log(path: Path) -> BinaryIO:
 
 
 def _exit_reason(status: int, log_path: Path, start: int) -> str:
-    """How the engine ended, and the line of its log (from `start` on) that says most about why."""
+    """How the process ended, and the line of its log (from `start` on) that says most about why."""
     number = -status if status < 0 else status - 128
     try:
         how = f"killed by {signal.Signals(number).name}"

@@ -1,6 +1,6 @@
 """The keeper: runs one command and sees to it that nothing of it outlives its time.
 
-    python -I child.py COMMAND ...        standard input: a pipe whose other end only the parent holds
+    python -I keeper.py COMMAND ...        standard input: a pipe whose other end only the parent holds
 
     standard input ends     the parent is gone, however it went: kill everything now
     SIGTERM, SIGINT         ask the command to stop (SIGTERM); it takes the time it needs
