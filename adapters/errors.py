@@ -5,15 +5,18 @@
     ├── DatabaseError                    unsafe SQLite, failed migration: fatal at start
     ├── InvalidRequest          400      the body, a field or a value is wrong
     │   ├── ContextTooLong      400      code context_length_exceeded
-    │   └── PreflightError      400      an adapter's files cannot be served
+    │   ├── PreflightError      400      an adapter's files cannot be served
+    │   └── RowError            400      a line of a training file is wrong
     ├── Unauthorized            401      no key, or an unknown one
     ├── Forbidden               403      the key lacks the scope
     ├── NotFound                404      no such model, adapter, route, response
     ├── Conflict                409      the record is in a state that forbids this
+    │   └── StaleWorker         409      a worker writes to a job that is no longer its own
     ├── TooLarge                413      the body exceeds limits.max_body_bytes
     ├── RateLimited             429      an engine or a limit asks to wait
     ├── EngineFailed            502      every engine tried gave no usable answer
     ├── Unavailable             503      no engine can take this now; carries Retry-After
+    │   └── NotRecorded         503      the database cannot take a record now
     └── EngineTimeout           504      the engine did not answer in time
 
 Knows nothing of HTTP frameworks: `gateway.protocol.errors` puts these on the wire.
@@ -67,6 +70,12 @@ class PreflightError(InvalidRequest):
     default_code = "adapter_invalid"
 
 
+class RowError(InvalidRequest):
+    """A line of a training file that cannot be learned from; the message names the line, `param` the field."""
+
+    default_code = "invalid_training_file"
+
+
 class Unauthorized(BurnishError):
     status = 401
     type = "invalid_request_error"
@@ -91,6 +100,12 @@ class Conflict(BurnishError):
     default_code = "conflict"
 
 
+class StaleWorker(Conflict):
+    """The job's lease ended and another took it, or it has ended: whatever the worker wanted to write is refused."""
+
+    default_code = "stale_worker"
+
+
 class TooLarge(BurnishError):
     status = 413
     type = "invalid_request_error"
@@ -113,6 +128,12 @@ class Unavailable(BurnishError):
     status = 503
     type = "server_error"
     default_code = "engine_unavailable"
+
+
+class NotRecorded(Unavailable):
+    """The database cannot take it now; what it was, is not kept."""
+
+    default_code = "recording_failed"
 
 
 class EngineTimeout(BurnishError):

@@ -13,26 +13,20 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, ValidationError
-from python_multipart.exceptions import MultipartParseError
-from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import ClientDisconnect
 
 from adapters.artifacts import OPTIONAL_FILES, REQUIRED_FILES
-from adapters.errors import InvalidRequest, TooLarge
-
-if TYPE_CHECKING:
-    from python_multipart.multipart import MultipartCallbacks
+from adapters.errors import InvalidRequest
+from gateway.multipart import pieces, receive_form
 
 MAX_JSON_BYTES = 1024 * 1024
 MAX_UPLOAD_BYTES = 2 * 1024**3
-MAX_FIELD_BYTES = 1024
 FILES = (*REQUIRED_FILES, *OPTIONAL_FILES)
 FIELDS = ("name", "base_model")
 
@@ -68,11 +62,11 @@ class BoundedRoute(APIRoute):
 
 async def read_bounded(request: Request) -> bytes:
     """The whole body. Raises TooLarge as soon as it is known to be."""
-    pieces, size = [], 0
-    async for piece in _pieces(request, MAX_JSON_BYTES):
-        pieces.append(piece)
+    body, size = [], 0
+    async for piece in pieces(request, MAX_JSON_BYTES):
+        body.append(piece)
         size += len(piece)
-    return b"".join(pieces)
+    return b"".join(body)
 
 
 async def read_json(request: Request, kind: type[B]) -> B:
@@ -89,42 +83,16 @@ async def receive_upload(request: Request, home: Path) -> AsyncIterator[tuple[Pa
 
     Raises InvalidRequest for a form that is none of ours, TooLarge.
     """
-    folder = await asyncio.to_thread(_fresh_folder, home / "uploads")
+    path = await asyncio.to_thread(_fresh_folder, home / "uploads")
+    folder = _Folder(path)
     try:
-        form = _Form(folder)
         try:
-            parser = form.parser(request.headers.get("content-type", ""))
-            async for piece in _pieces(request, MAX_UPLOAD_BYTES):
-                await asyncio.to_thread(parser.write, piece)
-            if not form.has_ended:
-                raise InvalidRequest(
-                    "the form is cut off: its last boundary is missing", code="invalid_multipart"
-                )
-        except MultipartParseError as error:
-            raise InvalidRequest(
-                f"the body is not multipart/form-data: {error}", code="invalid_multipart"
-            ) from None
+            fields = await receive_form(request, FIELDS, folder.open, MAX_UPLOAD_BYTES)
         finally:
-            form.close()
-        yield folder, form.fields
+            folder.close()
+        yield path, fields
     finally:
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-
-
-async def _pieces(request: Request, limit: int) -> AsyncIterator[bytes]:
-    size = int(request.headers.get("content-length") or 0)
-    if size <= limit:
-        size = 0
-        try:
-            async for piece in request.stream():
-                size += len(piece)
-                if size > limit:
-                    break
-                yield piece
-        except ClientDisconnect:
-            raise InvalidRequest("the body was cut off") from None
-    if size > limit:
-        raise TooLarge(f"The body is larger than {limit} bytes.")
+        await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
 
 
 def _fresh_folder(root: Path) -> Path:
@@ -135,63 +103,14 @@ def _fresh_folder(root: Path) -> Path:
     return Path(tempfile.mkdtemp(dir=root))
 
 
-class _Form:
-    """The form as the parser comes upon it: files go to `folder`, fields to `fields`."""
+class _Folder:
+    """The files of a form, each under its own name in `path`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.fields: dict[str, str] = {}
-        self.has_ended = False
-        self._folder = folder
-        self._header, self._value = b"", b""
-        self._headers: dict[bytes, bytes] = {}
-        self._field = ""
-        self._text = bytearray()
-        self._file: BinaryIO | None = None
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._files: list[BinaryIO] = []
 
-    def parser(self, content_type: str) -> MultipartParser:
-        _, options = parse_options_header(content_type)
-        if b"boundary" not in options:
-            raise InvalidRequest("multipart/form-data needs a boundary", code="invalid_multipart")
-        callbacks: MultipartCallbacks = {
-            "on_part_begin": self._headers.clear,
-            "on_header_field": self._on_header_field,
-            "on_header_value": self._on_header_value,
-            "on_header_end": self._on_header_end,
-            "on_headers_finished": self._on_headers_finished,
-            "on_part_data": self._on_part_data,
-            "on_part_end": self._on_part_end,
-            "on_end": self._on_end,
-        }
-        return MultipartParser(options[b"boundary"], callbacks)
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _on_header_field(self, data: bytes, start: int, end: int) -> None:
-        self._header += data[start:end]
-
-    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def _on_header_end(self) -> None:
-        self._headers[self._header.lower()] = self._value
-        self._header, self._value = b"", b""
-
-    def _on_headers_finished(self) -> None:
-        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
-        self._field = options.get(b"name", b"").decode(errors="replace")
-        if b"filename" in options:
-            self._open(options[b"filename"].decode(errors="replace"))
-        elif self._field not in FIELDS or self._field in self.fields:
-            raise InvalidRequest(
-                f"the form has no field {self._field!r}, or has it twice; it may hold {', '.join(FIELDS)} and files",
-                param=self._field or None,
-                code="unknown_field",
-            )
-
-    def _open(self, name: str) -> None:
+    def open(self, field: str, name: str) -> BinaryIO:
         """A name is one of three, so that no path can come in with it."""
         if name not in FILES:
             allowed = ", ".join(FILES)
@@ -199,23 +118,12 @@ class _Form:
                 f"{name!r} is no file of an adapter; send {allowed}", param="files", code="file_not_allowed"
             )
         try:
-            self._file = (self._folder / name).open("xb")
+            file = (self._path / name).open("xb")
         except FileExistsError:
             raise InvalidRequest(f"{name!r} is there twice", param="files", code="file_not_allowed") from None
+        self._files.append(file)
+        return file
 
-    def _on_part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._file is not None:
-            self._file.write(data[start:end])
-            return
-        self._text += data[start:end]
-        if len(self._text) > MAX_FIELD_BYTES:
-            raise InvalidRequest(f"{self._field!r} is too long", param=self._field, code="invalid_value")
-
-    def _on_part_end(self) -> None:
-        if self._file is None:
-            self.fields[self._field] = self._text.decode(errors="replace")
-        self._text.clear()
-        self.close()
-
-    def _on_end(self) -> None:
-        self.has_ended = True
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
