@@ -33,12 +33,14 @@ from adapters.keys import Keys
 from adapters.settings import Settings
 from gateway.app import create_app
 from gateway.runtime import Runtime
-from gateway.supervisor import SupervisedEngine
+from gateway.supervisor import SupervisedEngine, SupervisedProcess
 from gateway.weights import ensure_weights
 
 log = logging.getLogger("burnish.serve")
 
 ENGINE_STOP_SECONDS = 10.0
+TRAINER_STOP_SECONDS = 20.0
+"""A run in progress saves a checkpoint after its current step; without that it goes on from the last one."""
 READY_POLL_SECONDS = 0.25
 
 
@@ -78,7 +80,7 @@ async def _serve(settings: Settings, db: Database, listener: socket.socket) -> i
     weights = asyncio.create_task(asyncio.to_thread(_all_weights, settings))
     if await _first(weights, stop):
         return 0
-    async with _engines(settings, weights.result()) as processes:
+    async with _engines(settings, weights.result()) as processes, _trainer(settings):
         runtime = Runtime(settings, db, processes)
         server = _Server(_server_config(settings, runtime))
         await runtime.start(_url(listener))
@@ -135,6 +137,21 @@ async def _engines(
         shutil.rmtree(sockets, ignore_errors=True)
 
 
+@contextlib.asynccontextmanager
+async def _trainer(settings: Settings) -> AsyncIterator[None]:
+    """The trainer's worker, running for as long as the block does, where the settings want one and it can serve."""
+    if not (settings.training.worker and any(engine.takes_adapters for engine in settings.engines)):
+        yield
+        return
+    command = [sys.executable, "-m", "trainer.worker"]
+    worker = SupervisedProcess("trainer", command, os.environ, settings.home / "logs" / "trainer.log")
+    await worker.start()
+    try:
+        yield
+    finally:
+        await worker.stop(TRAINER_STOP_SECONDS)
+
+
 def _all_weights(settings: Settings) -> dict[str, Path]:
     return {e.name: ensure_weights(settings, e) for e in settings.engines if e.kind == "supervised"}
 
@@ -173,7 +190,8 @@ async def _answers(client: httpx.AsyncClient, model: str, runtime: Runtime) -> b
     # Without a key of ours to knock with, and where an answer costs money, the health watch's word is enough.
     if not up or runtime.snapshot.keyed or not up[0].takes_adapters:
         return bool(up)
-    body = {"model": model, "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 4}
+    ask = [{"role": "user", "content": "Say hello."}]
+    body = {"model": model, "messages": ask, "max_tokens": 4, "store": False}
     answer = await client.post("/v1/chat/completions", json=body)
     return answer.status_code == 200
 

@@ -177,7 +177,8 @@ def engines_config(*engines: FakeEngine, extra: str = "") -> str:
         f'[[engines]]\nname = "e{index}"\nkind = "vllm"\nmodel = "{engine.model}"\nurl = "{engine.url}"\n'
         for index, engine in enumerate(engines)
     ]
-    return extra + QUICK_HEALTH + "\n".join(tables)
+    idle = "" if "[training]" in extra else "\n[training]\nworker = false\n"
+    return extra + QUICK_HEALTH + idle + "\n".join(tables)
 
 
 @contextlib.contextmanager

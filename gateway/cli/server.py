@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,12 @@ def serve(context: typer.Context) -> None:
     from gateway.serve import serve as run  # slow to import, and no other verb needs it
 
     raise typer.Exit(run(settings))
+
+
+def worker(context: typer.Context) -> None:
+    """Train, beside or without a gateway on this machine; `serve` starts a worker by itself."""
+    settings_of(context)  # a mistake in them is told here, in one line
+    os.execv(sys.executable, [sys.executable, "-m", "trainer.worker"])
 
 
 def engines(context: typer.Context, as_json: Json = False) -> None:
