@@ -10,13 +10,14 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 
 from adapters.errors import InvalidRequest, NotFound
+from adapters.lineage import completions_behind, lineage_of
 from adapters.versions import VersionRecord, is_ref
 from gateway.admin.bodies import Body, read_json, receive_upload
 from gateway.admin.changes import actor, change
 from gateway.deps import Admin, TheRuntime
 from gateway.imports import import_adapter
 from gateway.runtime import Runtime
-from gateway.shapes import adapter_shape, listing, version_shape
+from gateway.shapes import adapter_shape, lineage_shape, listing, version_shape
 
 router = APIRouter(prefix="/adapters", tags=["adapters"])
 
@@ -27,6 +28,12 @@ class NewAdapter(Body):
     name: str
     path: str = Field(description="an absolute path on the server's host")
     base_model: str | None = None
+
+
+class Reason(Body):
+    """Why a person decides otherwise than the gate."""
+
+    reason: str
 
 
 UPLOAD: dict[str, Any] = {
@@ -83,11 +90,33 @@ async def create_version(request: Request, runtime: TheRuntime, caller: Admin) -
 async def retrieve(ref: str, runtime: TheRuntime, caller: Admin) -> dict[str, Any]:
     """The version NAME@N, or the adapter NAME with all its versions."""
     if is_ref(ref):
-        return await _shape(runtime, await asyncio.to_thread(runtime.registry.version, ref))
+        version = await asyncio.to_thread(runtime.registry.version, ref)
+        shape = await _shape(runtime, version)
+        lineage = await asyncio.to_thread(lineage_of, runtime.db, version)
+        if lineage is not None:
+            behind = await asyncio.to_thread(completions_behind, runtime.db, version)
+            shape["lineage"] = lineage_shape(lineage, behind)
+        return shape
     versions = await asyncio.to_thread(runtime.registry.versions, ref, removed=True)
     if not versions:
         raise NotFound(f"there is no adapter {ref!r}", code="adapter_not_found")
     return adapter_shape(ref, versions, await asyncio.to_thread(runtime.placements.list))
+
+
+@router.post("/{ref}/approve")
+async def approve(ref: str, request: Request, runtime: TheRuntime, caller: Admin) -> dict[str, Any]:
+    """A version that its gate has rejected is loaded and proved all the same; the reason is kept with it."""
+    body = await read_json(request, Reason)
+    version = await change(runtime, runtime.registry.approve, ref, actor(caller), body.reason)
+    return await _shape(runtime, version)
+
+
+@router.post("/{ref}/release")
+async def release(ref: str, request: Request, runtime: TheRuntime, caller: Admin) -> dict[str, Any]:
+    """A quarantined version is loaded and proved again."""
+    body = await read_json(request, Reason)
+    version = await change(runtime, runtime.registry.release, ref, actor(caller), body.reason)
+    return await _shape(runtime, version)
 
 
 @router.delete("/{ref}", status_code=202)

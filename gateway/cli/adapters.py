@@ -1,4 +1,4 @@
-"""`burnish adapters`: import, list, show and remove adapter versions."""
+"""`burnish adapters`: import, list, show, approve, export and remove adapter versions."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from typing import Annotated, Any
 import typer
 
 from adapters.errors import Conflict, NotFound
+from adapters.lineage import completions_behind, lineage_of
 from adapters.versions import VersionRecord, VersionState, is_ref
 from gateway.cli import terminal
+from gateway.cli.export import export
 from gateway.cli.records import Records, open_records
 from gateway.cli.terminal import Json
 from gateway.imports import a_gateway_is_alive, advance_removal, import_adapter
-from gateway.shapes import adapter_shape, listing, version_shape
+from gateway.shapes import adapter_shape, lineage_shape, listing, version_shape
 
 POLL_SECONDS = 0.1
 
-app = typer.Typer(help="Adapter versions: import, list, show, remove.")
+app = typer.Typer(help="Adapter versions: import, list, show, approve, export, remove.")
 
 Timeout = Annotated[float, typer.Option(metavar="SECONDS", help="how long to wait at most")]
 
@@ -76,11 +78,56 @@ def show(
         if not is_ref(ref):
             _show_adapter(records, ref, as_json)
             return
-        shape = _shape(records, records.registry.version(ref))
+        version = records.registry.version(ref)
+        shape = _shape(records, version)
+        if (lineage := lineage_of(records.db, version)) is not None:
+            shape["lineage"] = lineage_shape(lineage, completions_behind(records.db, version))
+        routes = [route.name for route in records.routes.list() if route.variant == ref]
     if as_json:
         terminal.print_json(shape)
     else:
-        terminal.print_fields(_fields(shape))
+        terminal.print_fields(_fields(shape) | _lineage_fields(shape, routes))
+
+
+@app.command("card")
+def card(context: typer.Context, ref: Annotated[str, typer.Argument(help="NAME@N")]) -> None:
+    """Print the model card that a version's run has written."""
+    with open_records(context) as records:
+        version = records.registry.version(ref)
+        file = records.settings.card(version.digest)
+    if not file.is_file():
+        raise NotFound(f"{ref} has no card: none is written for adapters that were imported by hand")
+    print(file.read_text(), end="")
+
+
+Reason = Annotated[str, typer.Option("--reason", help="why; it is kept with the version")]
+
+
+@app.command("approve")
+def approve(
+    context: typer.Context,
+    ref: Annotated[str, typer.Argument(help="NAME@N")],
+    reason: Reason,
+    as_json: Json = False,
+) -> None:
+    """Let a version that its gate has rejected be loaded and proved all the same, on record."""
+    with open_records(context) as records:
+        _print_settled(records, records.registry.approve(ref, records.actor, reason), as_json)
+
+
+@app.command("release")
+def release(
+    context: typer.Context,
+    ref: Annotated[str, typer.Argument(help="NAME@N")],
+    reason: Reason,
+    as_json: Json = False,
+) -> None:
+    """Take a version out of quarantine: it is loaded and proved again."""
+    with open_records(context) as records:
+        _print_settled(records, records.registry.release(ref, records.actor, reason), as_json)
+
+
+app.command("export")(export)
 
 
 @app.command("remove")
@@ -110,6 +157,14 @@ def remove(
         )
     if not as_json:
         print(f"{ref}  {version.state.value}")
+
+
+def _print_settled(records: Records, version: VersionRecord, as_json: bool) -> None:
+    if as_json:
+        terminal.print_json(_shape(records, version))
+        return
+    print(f"{version.ref}  {version.state.value}")
+    terminal.note(_what_now(records, version, a_gateway_is_alive(records.placements)))
 
 
 def _until_settled(records: Records, version: VersionRecord, timeout: float) -> VersionRecord:
@@ -211,6 +266,26 @@ def _fields(shape: dict[str, Any]) -> dict[str, str]:
     for placement in shape["placements"]:
         reason = f": {placement['reason']}" if placement["reason"] else ""
         fields[f"on {placement['engine']}"] = placement["state"] + reason
+    return {name: value for name, value in fields.items() if value}
+
+
+def _lineage_fields(shape: dict[str, Any], routes: list[str]) -> dict[str, str]:
+    """Where the version comes from and where it serves, a line each."""
+    fields = {"default of": ", ".join(routes) or "no route"}
+    lineage = shape.get("lineage")
+    if lineage is None:
+        return fields
+    rows = ", ".join(f"{count} {split}" for split, count in sorted(lineage["rows"].items()))
+    fields |= {
+        "run": lineage["job"],
+        "method": lineage["method"] or "",
+        "trained from": lineage["start_from"] or shape["base_model"],
+        "dataset": lineage["dataset"] or "",
+        "rows": f"{rows} (from {len(lineage['completions'])} completions)",
+    }
+    gate = lineage["gate"] or {}
+    if gate:
+        fields["gate"] = ": ".join([str(gate.get("outcome", "")), "; ".join(gate.get("reasons", ()))])
     return {name: value for name, value in fields.items() if value}
 
 
