@@ -1,14 +1,14 @@
 """Routes: public model names, and which variant is each one's default. To promote is to change one row.
 
-Owns the `routes` table: a default and the stack of defaults before it. Knows no request and no engine: requests
-in flight keep the version they began with because the gateway's snapshot is replaced, not changed.
+Owns the `routes` table: a default, the stack of defaults before it, and the route's policy. Knows no request and no
+engine: requests in flight keep the version they began with because the gateway's snapshot is replaced, not changed.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,6 +18,7 @@ from adapters import schema
 from adapters.changes import changing, record
 from adapters.database import Database
 from adapters.errors import Conflict, NotFound
+from adapters.policy import RoutePolicy, changed_policy, parse_policy, policy_json
 from adapters.versions import (
     REMEDIES,
     VersionState,
@@ -37,6 +38,7 @@ class Route:
     variant: str  # NAME@N, or a base or another engine's model
     history: tuple[str, ...]  # the defaults before it, the last one last
     created: float  # epoch seconds
+    policy: RoutePolicy = field(default_factory=RoutePolicy)
 
     def promoted(self, variant: str) -> Route:
         """This route with another default; the one it had goes on the stack."""
@@ -57,7 +59,7 @@ class Routes:
     def get(self, name: str) -> Route:
         """Raises NotFound(code="route_not_found")."""
         with self._db.read() as connection:
-            return _existing(connection, name)
+            return existing_route(connection, name)
 
     def create(self, name: str, variant: str, actor: str, now: float | None = None) -> Route:
         """A new route. Raises InvalidRequest, NotFound for an unknown variant, Conflict if the name is taken or
@@ -75,7 +77,7 @@ class Routes:
     def delete(self, name: str, actor: str, now: float | None = None) -> None:
         """Takes the public name away; its versions stay. Raises NotFound."""
         with changing(self._db) as connection:
-            route = _existing(connection, name)
+            route = existing_route(connection, name)
             connection.execute(sa.delete(schema.routes).where(schema.routes.c.name == name))
             _record(connection, "route.deleted", name, {"variant": route.variant}, actor, now)
 
@@ -85,7 +87,7 @@ class Routes:
         Raises NotFound, Conflict(code="version_not_ready") with the version's state and the remedy.
         """
         with changing(self._db) as connection:
-            route = _existing(connection, name)
+            route = existing_route(connection, name)
             self._check_variant(connection, variant)
             if route.variant == variant:
                 return route
@@ -99,10 +101,30 @@ class Routes:
         Raises NotFound, Conflict(code="nothing_to_roll_back" | "not_in_history" | "version_not_ready").
         """
         with changing(self._db) as connection:
-            route = _existing(connection, name)
+            route = existing_route(connection, name)
             index = self._rollback_index(connection, route, to)
             after = replace(route, variant=route.history[index], history=route.history[:index])
             return _change(connection, "route.rolled_back", route, after, actor, now)
+
+    def set_policy(self, name: str, policy: RoutePolicy, actor: str, now: float | None = None) -> Route:
+        """Another policy as a whole; the same again changes nothing. Raises NotFound."""
+        with changing(self._db) as connection:
+            return _declare(connection, existing_route(connection, name), policy, actor, now)
+
+    def change_policy(self, name: str, change: Any, actor: str, now: float | None = None) -> Route:
+        """The given parts of a policy (see `changed_policy`). Raises NotFound, InvalidRequest."""
+        with changing(self._db) as connection:
+            route = existing_route(connection, name)
+            return _declare(connection, route, changed_policy(route.policy, change), actor, now)
+
+    def without(self, connection: Connection, route: Route, unfit: Collection[str], base_model: str) -> Route:
+        """What the route becomes where its default must serve no more: on the newest former default that is not
+        `unfit` and may take traffic, else on the base model. Writes nothing: `move_route` does."""
+        for index in range(len(route.history) - 1, -1, -1):
+            former = route.history[index]
+            if former not in unfit and self._may_take_traffic(connection, former):
+                return replace(route, variant=former, history=route.history[:index])
+        return route.promoted(base_model)
 
     def _rollback_index(self, connection: Connection, route: Route, to: str | None) -> int:
         indexes = range(len(route.history) - 1, -1, -1)
@@ -167,10 +189,19 @@ def insert_route(connection: Connection, route: Route, actor: str) -> None:
     """A new row and its event, in the caller's transaction. The caller has checked name and variant."""
     connection.execute(
         sa.insert(schema.routes).values(
-            name=route.name, variant=route.variant, history=list(route.history), created=route.created
+            name=route.name,
+            variant=route.variant,
+            history=list(route.history),
+            policy=policy_json(route.policy),
+            created=route.created,
         )
     )
     _record(connection, "route.created", route.name, {"variant": route.variant}, actor, route.created)
+
+
+def move_route(connection: Connection, before: Route, after: Route, actor: str, now: float) -> None:
+    """Another default, in the caller's `changing` transaction. The caller has checked the variant."""
+    _change(connection, "route.moved", before, after, actor, now)
 
 
 def _change(
@@ -185,6 +216,18 @@ def _change(
     return after
 
 
+def _declare(
+    connection: Connection, before: Route, policy: RoutePolicy, actor: str, now: float | None
+) -> Route:
+    if policy == before.policy:
+        return before
+    declared = policy_json(policy)
+    table = schema.routes
+    connection.execute(sa.update(table).where(table.c.name == before.name).values(policy=declared))
+    _record(connection, "route.policy_changed", before.name, {"policy": declared}, actor, now)
+    return replace(before, policy=policy)
+
+
 def _record(
     connection: Connection, action: str, name: str, detail: dict[str, Any], actor: str, now: float | None
 ) -> None:
@@ -192,7 +235,8 @@ def _record(
     record(connection, actor=actor, action=action, subject=name, detail=detail, now=at)
 
 
-def _existing(connection: Connection, name: str) -> Route:
+def existing_route(connection: Connection, name: str) -> Route:
+    """Raises NotFound(code="route_not_found")."""
     # A name outside the grammar may hold what a database cannot even compare, such as NUL.
     route = find_route(connection, name) if is_name(name) else None
     if route is None:
@@ -215,4 +259,4 @@ def _version_state(connection: Connection, ref: str, param: str) -> tuple[Versio
 
 
 def _route(row: Row[Any]) -> Route:
-    return Route(row.name, row.variant, tuple(row.history), row.created)
+    return Route(row.name, row.variant, tuple(row.history), row.created, parse_policy(row.policy))

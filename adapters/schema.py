@@ -100,6 +100,7 @@ keys = sa.Table(
     sa.Column("scopes", sa.JSON, nullable=False),
     sa.Column("records", sa.Boolean, nullable=False, server_default=sa.true()),
     sa.Column("created", sa.Double, nullable=False),
+    sa.Column("expires", sa.Double),
     sa.Column("revoked", sa.Double),
 )
 
@@ -123,7 +124,7 @@ gateways = sa.Table(
     sa.Column("heartbeat", sa.Double, nullable=False),
 )
 
-#: Stored /v1/responses objects; `body` and `input` are zlib-compressed JSON.
+#: Stored /v1/responses objects; `body` and `input` are packed JSON (`adapters.packed`).
 responses = sa.Table(
     "responses",
     metadata,
@@ -134,7 +135,7 @@ responses = sa.Table(
     sa.Column("input", sa.LargeBinary, nullable=False),
 )
 
-#: Every answered request that may be kept, and every imported row. `request` and `output` are zlib-compressed JSON.
+#: Every answered request that may be kept, and every imported row. `request` and `output` are packed JSON.
 #: No foreign key points here: a completion may be forgotten, and what was said of it goes with it (`forget`).
 completions = sa.Table(
     "completions",
@@ -243,6 +244,14 @@ job_events = sa.Table(
     sqlite_autoincrement=True,
 )
 
+#: Workers that asked for jobs lately: what is, not what ought to be.
+workers = sa.Table(
+    "workers",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("seen", sa.Double, nullable=False),
+)
+
 #: Immutable snapshots that runs learned from; `report` counts what was drawn, kept and left out, and why.
 datasets = sa.Table(
     "datasets",
@@ -254,7 +263,8 @@ datasets = sa.Table(
     sa.Column("report", sa.JSON, nullable=False),
 )
 
-#: The row ids of a dataset. They outlive the completions they name, so that `forget` and lineage can follow them.
+#: The row ids of a dataset. They outlive the completions they name, so that `forget` and lineage can follow them;
+#: `user_digest` (see `rows.user_digest`) does so for rows of files, and for users whose completions are gone.
 dataset_rows = sa.Table(
     "dataset_rows",
     metadata,
@@ -263,7 +273,8 @@ dataset_rows = sa.Table(
     sa.Column("position", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("row_id", sa.Text, nullable=False),
     sa.Column("completion_id", sa.Text, index=True),
-    sa.Column("feedback_id", sa.Text),
+    sa.Column("feedback_id", sa.Text, index=True),
+    sa.Column("user_digest", sa.Text, index=True),
     sa.Column("split", sa.Text, nullable=False),
 )
 
@@ -283,7 +294,8 @@ files = sa.Table(
     sqlite_autoincrement=True,
 )
 
-#: Files that come in parts. `parts` lists the parts' ids in the order they arrived.
+#: Files that come in parts. `parts` lists the parts' ids in the order they arrived; `file_seconds` is how long the
+#: file they become is kept (NULL: for ever).
 uploads = sa.Table(
     "uploads",
     metadata,
@@ -295,6 +307,7 @@ uploads = sa.Table(
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("parts", sa.JSON, nullable=False),
     sa.Column("file_id", sa.Text),
+    sa.Column("file_seconds", sa.Integer),
     sa.Column("created", sa.Double, nullable=False),
     sa.Column("expires", sa.Double, nullable=False),
 )

@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from adapters.errors import BurnishError, InvalidRequest, NotFound
-from gateway import admin, models, stored_responses
+from gateway import admin, completions, feedback, files, fine_tuning, models, stored_responses
 from gateway.endpoints import ENDPOINTS
 from gateway.protocol.errors import error_headers, openai_error
 from gateway.reply import HttpScope, Message, Receive, Send
@@ -29,7 +29,14 @@ log = logging.getLogger("burnish.app")
 
 App = Callable[[HttpScope, Receive, Send], Awaitable[None]]
 
-CLIENT_HEADERS = ["x-request-id", "x-burnish-adapter", "x-burnish-route", "retry-after"]
+CLIENT_HEADERS = [
+    "x-request-id",
+    "x-burnish-adapter",
+    "x-burnish-completion",
+    "x-burnish-recorded",
+    "x-burnish-route",
+    "retry-after",
+]
 """What a page in a browser may read of an answer's headers."""
 
 
@@ -65,6 +72,10 @@ def _rest(runtime: Runtime) -> App:
     app.router.routes.extend(Route(path, runtime.inference, methods=["POST"]) for path in ENDPOINTS)
     app.include_router(models.router)
     app.include_router(stored_responses.router)
+    app.include_router(completions.router)
+    app.include_router(feedback.router)
+    for router in (files.files_router, files.uploads_router, files.parts_router, fine_tuning.router):
+        app.include_router(router)
     app.include_router(admin.router)
     app.add_exception_handler(BurnishError, _on_burnish_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
@@ -96,7 +107,7 @@ def _with_request_id(app: App) -> App:
 
 async def _options(send: Send) -> None:
     """OPTIONS needs no key and says no more than that the server is there."""
-    headers = [(b"allow", b"GET, POST, DELETE, OPTIONS"), (b"content-length", b"0")]
+    headers = [(b"allow", b"GET, POST, PATCH, DELETE, OPTIONS"), (b"content-length", b"0")]
     await send({"type": "http.response.start", "status": 204, "headers": headers})
     await send({"type": "http.response.body", "body": b""})
 

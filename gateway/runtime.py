@@ -15,22 +15,31 @@ from typing import Any
 
 from adapters.artifacts import ArtifactStore
 from adapters.base_weights import base_digest
+from adapters.completions import Completions
 from adapters.database import Database
+from adapters.feedback import FeedbackStore
+from adapters.files import Files
+from adapters.jobs import Jobs
 from adapters.keys import Keys
 from adapters.placements import Placements
 from adapters.registry import Registry
 from adapters.responses import ResponseStore
 from adapters.routes import Routes
 from adapters.settings import Settings
+from adapters.triggers import due_by_time, maybe_enqueue
+from adapters.writer import Writer
 from gateway import routing
 from gateway.control import Control, engine_key
 from gateway.conversations import Conversations
 from gateway.engines import Engine, Engines
 from gateway.health import Watch
 from gateway.inference import Inference
+from gateway.orders import Orders
 from gateway.reconcile import Reconciler
+from gateway.recorder import Recorder
 from gateway.supervisor import SupervisedEngine
 from gateway.upstream import Pool
+from gateway.validation import Validation
 
 log = logging.getLogger("burnish.runtime")
 
@@ -39,6 +48,7 @@ REFRESH_SECONDS = 0.2
 
 HEARTBEAT_SECONDS = 2.0
 PURGE_SECONDS = 3600.0
+TRIGGER_SECONDS = 5.0
 DAY_SECONDS = 86400.0
 
 
@@ -55,6 +65,14 @@ class Runtime:
         self.keys = Keys(db)
         self.placements = Placements(db)
         self.responses = ResponseStore(db)
+        self.completions = Completions(db)
+        self.writer = Writer(db, settings.recording.max_queue)
+        self.recorder = Recorder(self.writer, settings.recording)
+        self.feedback = FeedbackStore(db)
+        self.files = Files(db, settings.file_root)
+        self.jobs = Jobs(db, settings.training.max_attempts)
+        self.orders = Orders(settings, self.registry, self.routes, self.files)
+        self.validation = Validation(self.jobs, self.files, self.id)
         self.snapshot = routing.EMPTY
         self._stale = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -70,17 +88,24 @@ class Runtime:
             settings.health,
         )
         self.inference = Inference(
-            settings, self.engines, lambda: self.snapshot, Conversations(self.responses)
+            settings,
+            self.engines,
+            lambda: self.snapshot,
+            Conversations(self.responses),
+            self.recorder,
         )
 
     async def start(self, url: str) -> None:
         """Reads the registry and begins to tend the engines. `url` is where this process listens."""
         await asyncio.to_thread(self._register_bases)
         await asyncio.to_thread(self.registry.sweep)
+        await asyncio.to_thread(self.files.sweep)
         await self.reload()
         self._spawn(self._follow_registry(), "registry")
         self._spawn(self._beat(url), "heartbeat")
         self._spawn(self._purge(), "purge")
+        self._spawn(self._trigger(), "trigger")
+        self._spawn(self.validation.run(), "validation")
         for engine in self.engines.all:
             watch = Watch(engine, self._controls[engine], self.engines, self.settings.health)
             self._spawn(watch.run(), f"watch {engine.name}")
@@ -94,6 +119,7 @@ class Runtime:
         for engine in self.engines.all:
             engine.pool.close()
             await self._controls[engine].close()
+        await asyncio.to_thread(self.writer.close)
         await asyncio.to_thread(self.placements.leave, self.id)
 
     async def reload(self) -> None:
@@ -145,14 +171,41 @@ class Runtime:
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
     async def _purge(self) -> None:
-        """Forgets kept responses once they are `responses_days` old."""
+        """Forgets kept responses and completions once they are as old as the settings say."""
         while True:
             try:
-                oldest = time.time() - self.settings.responses_days * DAY_SECONDS
+                now, recording = time.time(), self.settings.recording
+                oldest = now - self.settings.responses_days * DAY_SECONDS
                 await asyncio.to_thread(self.responses.purge, oldest)
+                unjudged, judged = (
+                    now - days * DAY_SECONDS for days in (recording.days, recording.judged_days)
+                )
+                await asyncio.to_thread(self.completions.purge, unjudged, judged)
+                await asyncio.to_thread(self.feedback.purge_keys)
+                await asyncio.to_thread(self.files.purge_expired)
+                await asyncio.to_thread(self.keys.purge_passes)
             except Exception:
                 log.exception("purge_failed")
             await asyncio.sleep(PURGE_SECONDS)
+
+    async def _trigger(self) -> None:
+        """Makes the training jobs that no click makes due: a pause after a run is over, or a period."""
+        while True:
+            await asyncio.sleep(TRIGGER_SECONDS)
+            try:
+                await asyncio.to_thread(self._enqueue_due)
+            except Exception:
+                log.exception("trigger_failed")
+
+    def _enqueue_due(self) -> None:
+        now = time.time()
+        with self.db.read() as connection:
+            due = due_by_time(connection, now)
+        for route in due:
+            with self.db.begin() as connection:
+                job = maybe_enqueue(connection, route, now)
+            if job is not None:
+                log.info("training_due route=%s job=%s", route, job.id)
 
     def _spawn(self, loop: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(loop, name=name)

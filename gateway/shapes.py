@@ -9,8 +9,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from adapters.changes import Event
+from adapters.feedback import Feedback
+from adapters.forget import Forgotten
 from adapters.keys import Key
+from adapters.lineage import Lineage
 from adapters.placements import Placement
+from adapters.policy import policy_json
 from adapters.routes import Route
 from adapters.versions import VersionRecord
 
@@ -44,6 +48,21 @@ def version_shape(version: VersionRecord, placements: Iterable[Placement]) -> di
     }
 
 
+def lineage_shape(lineage: Lineage, completions: Sequence[str]) -> dict[str, Any]:
+    """Where a version comes from; `completions` are the ids behind its dataset."""
+    return {
+        "job": lineage.job_id,
+        "route": lineage.route,
+        "method": lineage.method,
+        "start_from": lineage.start_from,
+        "dataset": lineage.dataset,
+        "rows": lineage.rows,
+        "completions": list(completions),
+        "report": lineage.report,
+        "gate": lineage.gate,
+    }
+
+
 def adapter_shape(
     name: str, versions: Sequence[VersionRecord], placements: Iterable[Placement]
 ) -> dict[str, Any]:
@@ -65,6 +84,44 @@ def route_shape(route: Route) -> dict[str, Any]:
         "variant": route.variant,
         "history": list(route.history),
         "created": int(route.created),
+        "policy": policy_json(route.policy),
+    }
+
+
+def feedback_shape(feedback: Feedback) -> dict[str, Any]:
+    """Booleans are 0 and 1: which a score is, its route's policy says."""
+    return {
+        "id": feedback.id,
+        "object": "feedback",
+        "created": int(feedback.created),
+        "completion_id": feedback.completion_id,
+        "name": feedback.name,
+        "value": feedback.value,
+        "comment": feedback.comment,
+        "demonstration": feedback.demonstration,
+        "preferred_over": feedback.preferred_over,
+        "metadata": feedback.metadata,
+        "user": feedback.user,
+        "route": feedback.route,
+        "variant": feedback.variant,
+        "digest": feedback.digest,
+        "source": feedback.source,
+    }
+
+
+def forgotten_shape(user: str, forgotten: Forgotten, *, dry_run: bool) -> dict[str, Any]:
+    return {
+        "id": user,
+        "object": "user",
+        "deleted": not dry_run,
+        "completions": forgotten.completions,
+        "feedback": forgotten.feedback,
+        "responses": forgotten.responses,
+        "jobs": list(forgotten.jobs),
+        "stopped": list(forgotten.stopped),
+        "versions": list(forgotten.versions),
+        "quarantined": list(forgotten.quarantined),
+        "routes": [{"id": m.route, "from": m.before, "to": m.after} for m in forgotten.routes],
     }
 
 
@@ -75,6 +132,7 @@ def key_shape(key: Key) -> dict[str, Any]:
         "name": key.name,
         "prefix": key.prefix,
         "scopes": sorted(scope.value for scope in key.scopes),
+        "records": key.records,
         "created": int(key.created),
         "revoked": None if key.revoked is None else int(key.revoked),
     }

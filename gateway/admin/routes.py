@@ -1,4 +1,4 @@
-"""/v1/routes: public model names, promote and roll back."""
+"""/v1/routes: public model names, promote and roll back, and what a route declares."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ router = APIRouter(prefix="/routes", tags=["routes"], route_class=BoundedRoute)
 class NewRoute(Body):
     name: str
     variant: str
+
+
+class Change(Body):
+    """`policy`: the parts to change; null puts one back to its default."""
+
+    policy: dict[str, Any]
 
 
 class Promotion(Body):
@@ -41,6 +47,12 @@ async def create_route(body: NewRoute, runtime: TheRuntime, caller: Admin) -> di
 @router.get("/{name}")
 async def retrieve_route(name: str, runtime: TheRuntime, caller: Admin) -> dict[str, Any]:
     return route_shape(await asyncio.to_thread(runtime.routes.get, name))
+
+
+@router.patch("/{name}")
+async def change_route(name: str, body: Change, runtime: TheRuntime, caller: Admin) -> dict[str, Any]:
+    """Changes the given parts of the route's policy."""
+    return route_shape(await change(runtime, runtime.routes.change_policy, name, body.policy, actor(caller)))
 
 
 @router.delete("/{name}")

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from adapters.errors import BurnishError, SettingsError
-from gateway.cli import adapters, keys, routes, server
+from gateway.cli import adapters, feedback, forget, jobs, keys, routes, server, train
 
 app = typer.Typer(
     add_completion=False,
@@ -24,10 +24,15 @@ app = typer.Typer(
     help="Serves a language model with many LoRA adapters and makes it better from being used.",
 )
 app.command("serve")(server.serve)
+app.command("worker")(server.worker)
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(routes.app, name="routes")
 app.command("promote")(routes.promote)
 app.command("rollback")(routes.rollback)
+app.add_typer(feedback.app, name="feedback")
+app.command("forget")(forget.forget)
+app.command("train")(train.train)
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")
 app.command("engines")(server.engines)
 app.command("settings")(server.settings)
@@ -44,6 +49,8 @@ def burnish(
     ] = None,
 ) -> None:
     context.obj = config
+    if config is not None:  # for the processes that a verb starts
+        os.environ["BURNISH_CONFIG"] = str(config.absolute())
     if context.invoked_subcommand is None:
         print(context.get_help())
 

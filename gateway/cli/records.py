@@ -29,6 +29,7 @@ class Records:
     placements: Placements
     actor: str
     """Who runs the command, for the audit log."""
+    db: Database
 
 
 def settings_of(context: typer.Context) -> Settings:
@@ -52,6 +53,7 @@ def open_records(context: typer.Context) -> Iterator[Records]:
             Keys(db),
             Placements(db),
             _actor(),
+            db,
         )
     finally:
         db.close()

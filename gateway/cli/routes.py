@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
+import orjson
 import typer
 
+from adapters.errors import InvalidRequest
+from adapters.policy import policy_json
 from adapters.routes import Route
 from adapters.versions import is_ref, parse_ref
 from gateway.cli import terminal
@@ -45,9 +49,29 @@ def show(context: typer.Context, name: Name, as_json: Json = False) -> None:
         "route": route.name,
         "variant": route.variant,
         "before": ", ".join(reversed(route.history)) or "nothing",
+        "training": _training(route),
         "created": terminal.moment(route.created),
     }
     terminal.print_fields(fields)
+
+
+@app.command("policy")
+def policy(
+    context: typer.Context,
+    name: Name,
+    file: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON with the parts to change")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="such as training.enabled=true")
+    ] = None,
+) -> None:
+    """Print what a route declares, as JSON, after changing the given parts of it."""
+    parts = {} if file is None else _read(file)
+    for assignment in change or ():
+        _assign(parts, assignment)
+    with open_records(context) as records:
+        routes = records.routes
+        route = routes.change_policy(name, parts, records.actor) if parts else routes.get(name)
+    terminal.print_json(policy_json(route.policy))
 
 
 @app.command("create")
@@ -91,6 +115,41 @@ def rollback(
     """Return a route to its former default, at once."""
     with open_records(context) as records:
         _print(records.routes.rollback(name, to, records.actor), as_json)
+
+
+def _training(route: Route) -> str:
+    training = route.policy.training
+    if not training.enabled:
+        return f"by hand (burnish routes policy {route.name} --set training.enabled=true)"
+    period = "" if training.every_seconds is None else f", or every {training.every_seconds:g} s"
+    return f"by itself after {training.min_new_rows} new rows{period}"
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        value = orjson.loads(file.read_bytes())
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"{file} is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"{file} must hold a JSON object")
+    return value
+
+
+def _assign(parts: dict[str, Any], assignment: str) -> None:
+    """`training.enabled=true` into nested objects; a value that is no JSON is a text."""
+    key, equals, text = assignment.partition("=")
+    if not (key and equals):
+        raise typer.BadParameter(f"{assignment!r} is not KEY=VALUE.")
+    *path, last = key.split(".")
+    for part in path:
+        inner = parts.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise typer.BadParameter(f"{part!r} in {key!r} has a value of its own.")
+        parts = inner
+    try:
+        parts[last] = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        parts[last] = text
 
 
 def _print(route: Route, as_json: bool) -> None:

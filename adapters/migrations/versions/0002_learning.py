@@ -48,10 +48,13 @@ def upgrade() -> None:
         sa.Column("row_id", sa.Text(), nullable=False),
         sa.Column("completion_id", sa.Text(), nullable=True),
         sa.Column("feedback_id", sa.Text(), nullable=True),
+        sa.Column("user_digest", sa.Text(), nullable=True),
         sa.Column("split", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("digest", "job_id", "position", name=op.f("pk_dataset_rows")),
     )
     op.create_index(op.f("ix_dataset_rows_completion_id"), "dataset_rows", ["completion_id"], unique=False)
+    op.create_index(op.f("ix_dataset_rows_feedback_id"), "dataset_rows", ["feedback_id"], unique=False)
+    op.create_index(op.f("ix_dataset_rows_user_digest"), "dataset_rows", ["user_digest"], unique=False)
     op.create_table(
         "datasets",
         sa.Column("digest", sa.Text(), nullable=False),
@@ -149,9 +152,16 @@ def upgrade() -> None:
         sa.Column("status", sa.Text(), nullable=False),
         sa.Column("parts", sa.JSON(), nullable=False),
         sa.Column("file_id", sa.Text(), nullable=True),
+        sa.Column("file_seconds", sa.Integer(), nullable=True),
         sa.Column("created", sa.Double(), nullable=False),
         sa.Column("expires", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_uploads")),
+    )
+    op.create_table(
+        "workers",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("seen", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_workers")),
     )
     op.create_table(
         "job_events",
@@ -170,6 +180,7 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_job_events_job_id"), "job_events", ["job_id"], unique=False)
     op.add_column("keys", sa.Column("records", sa.Boolean(), server_default=sa.true(), nullable=False))
+    op.add_column("keys", sa.Column("expires", sa.Double(), nullable=True))
     op.add_column("routes", sa.Column("policy", sa.JSON(), server_default=sa.text("'{}'"), nullable=False))
 
 
@@ -177,6 +188,7 @@ def downgrade() -> None:
     for table in (
         "job_events",
         "jobs",
+        "workers",
         "uploads",
         "idempotency",
         "files",
@@ -187,6 +199,7 @@ def downgrade() -> None:
     ):
         op.drop_table(table)
     with op.batch_alter_table("keys") as keys:
+        keys.drop_column("expires")
         keys.drop_column("records")
     with op.batch_alter_table("routes") as routes:
         routes.drop_column("policy")
