@@ -122,7 +122,7 @@ def _postgresql_engine(url: URL) -> Engine:
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
     try:
-        return sa.create_engine(url, pool_pre_ping=True)
+        return sa.create_engine(url, pool_pre_ping=True, hide_parameters=True)
     except (NoSuchModuleError, ModuleNotFoundError) as error:
         raise DatabaseError(f"PostgreSQL needs psycopg: install burnish[postgresql] ({error})") from None
 
@@ -135,7 +135,10 @@ def _sqlite_engine(url: URL) -> Engine:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise DatabaseError(f"the database's folder {folder} cannot be made: {error.strerror}") from None
-    engine = sa.create_engine(url, module=_sqlite_module(), connect_args={"timeout": BUSY_SECONDS})
+    # An error's text holds no parameters: prompts are among them, and errors are logged (promise 12).
+    engine = sa.create_engine(
+        url, module=_sqlite_module(), connect_args={"timeout": BUSY_SECONDS}, hide_parameters=True
+    )
     sa.event.listen(engine, "connect", _prepare_sqlite)
     sa.event.listen(engine, "begin", _begin_sqlite)
     return engine

@@ -1,6 +1,7 @@
 """API keys: made once, shown once, stored as digests (promise 12).
 
-Owns the `keys` table. Does not know what a scope opens: `gateway.access` does.
+Owns the `keys` table, and the passes in it: keys of our own processes, which end by themselves and do not count as
+keys in use. Does not know what a scope opens: `gateway.access` does.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from adapters.errors import InvalidRequest, NotFound
 
 SECRET_PREFIX = "sk-burnish-"
 
+PASS_PREFIX = SECRET_PREFIX + "pass-"
+"""Passes are told from keys by their first characters, so that one that is over is never taken for no key at all."""
+
 MAX_NAME_CHARS = 100
 
 #: Characters of a secret kept in clear, so that a person can tell their keys apart.
@@ -32,6 +36,7 @@ SHOWN_CHARS = len(SECRET_PREFIX) + 4
 class Scope(StrEnum):
     INFERENCE = "inference"
     ADMIN = "admin"
+    EVALUATE = "evaluate"  # may ask candidates, unrecorded: for passes only
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,8 @@ class Key:
     scopes: frozenset[Scope]
     created: float  # epoch seconds
     revoked: float | None  # epoch seconds; None: in use
+    records: bool = True  # whether requests made with it are recorded
+    expires: float | None = None  # epoch seconds; a pass has it, a person's key has not
 
 
 class Keys:
@@ -50,9 +57,18 @@ class Keys:
         self._db = db
 
     def create(
-        self, name: str, scopes: Collection[Scope | str], actor: str, now: float | None = None
+        self,
+        name: str,
+        scopes: Collection[Scope | str],
+        actor: str,
+        now: float | None = None,
+        *,
+        records: bool = True,
     ) -> tuple[Key, str]:
-        """A new key and its secret, which is nowhere stored. Raises InvalidRequest."""
+        """A new key and its secret, which is nowhere stored. `records=False`: nothing asked with it is recorded.
+
+        Raises InvalidRequest.
+        """
         secret = SECRET_PREFIX + secrets.token_urlsafe(32)
         key = Key(
             id=f"key_{secrets.token_hex(12)}",
@@ -62,19 +78,56 @@ class Keys:
             scopes=_scopes(scopes),
             created=time.time() if now is None else now,
             revoked=None,
+            records=records,
         )
         with changing(self._db) as connection:
             connection.execute(sa.insert(schema.keys).values(_values(key)))
-            detail = {"name": name, "scopes": sorted(key.scopes)}
+            detail = {"name": name, "scopes": sorted(key.scopes), "records": records}
             record(
                 connection, actor=actor, action="key.created", subject=key.id, detail=detail, now=key.created
             )
         return key, secret
 
-    def list(self) -> tuple[Key, ...]:
-        """All keys, revoked ones too, in the order they were made."""
+    def create_pass(self, name: str, seconds: float, now: float | None = None) -> tuple[Key, str]:
+        """A key for an evaluation, good for `seconds`, and its secret. Passes that are over go."""
+        at = time.time() if now is None else now
+        secret = PASS_PREFIX + secrets.token_urlsafe(32)
+        key = Key(
+            id=f"pass_{secrets.token_hex(12)}",
+            name=_checked_name(name),
+            prefix=PASS_PREFIX,
+            digest=digest_of(secret),
+            scopes=frozenset({Scope.INFERENCE, Scope.EVALUATE}),
+            created=at,
+            revoked=None,
+            records=False,
+            expires=at + seconds,
+        )
+        with changing(self._db) as connection:
+            _drop_passes(connection, at)
+            connection.execute(sa.insert(schema.keys).values(_values(key)))
+            detail = {"name": name, "seconds": seconds}
+            record(connection, actor="burnish", action="pass.created", subject=key.id, detail=detail, now=at)
+        return key, secret
+
+    def end_pass(self, id: str, now: float | None = None) -> None:
+        """Ends a pass before its time; one that is gone already is fine."""
+        at = time.time() if now is None else now
+        table = schema.keys
+        with changing(self._db) as connection:
+            this = sa.and_(table.c.id == id, table.c.expires.is_not(None))
+            if connection.execute(sa.delete(table).where(this)).rowcount:
+                record(connection, actor="burnish", action="pass.ended", subject=id, now=at)
+
+    def purge_passes(self, now: float | None = None) -> None:
+        """Deletes the passes that are over."""
+        with changing(self._db) as connection:
+            _drop_passes(connection, time.time() if now is None else now)
+
+    def list(self, *, passes: bool = False) -> tuple[Key, ...]:
+        """All keys, revoked ones too, in the order they were made; passes only if asked for."""
         with self._db.read() as connection:
-            return all_keys(connection)
+            return tuple(key for key in all_keys(connection) if passes or key.expires is None)
 
     def revoke(self, id_or_name: str, actor: str, now: float | None = None) -> Key:
         """Ends a key for ever; revoking it again changes nothing. A name must be that of one key in use.
@@ -101,6 +154,11 @@ def all_keys(connection: Connection) -> tuple[Key, ...]:
     return tuple(_key(row) for row in connection.execute(query))
 
 
+def _drop_passes(connection: Connection, now: float) -> None:
+    # No event and no new revision: a gateway refuses them by their time already.
+    connection.execute(sa.delete(schema.keys).where(schema.keys.c.expires <= now))
+
+
 def _checked_name(name: str) -> str:
     if not (name.isprintable() and name.strip() and len(name) <= MAX_NAME_CHARS):
         raise InvalidRequest(
@@ -112,8 +170,10 @@ def _checked_name(name: str) -> str:
 def _scopes(scopes: Collection[Scope | str]) -> frozenset[Scope]:
     try:
         chosen = frozenset(Scope(scope) for scope in scopes)
+        if Scope.EVALUATE in chosen:
+            raise ValueError(f"{Scope.EVALUATE.value!r} is for the passes of evaluations")
     except ValueError as error:
-        known = ", ".join(Scope)
+        known = ", ".join(scope for scope in Scope if scope is not Scope.EVALUATE)
         raise InvalidRequest(
             f"{error}; the scopes are {known}", param="scopes", code="invalid_scope"
         ) from None
@@ -141,11 +201,23 @@ def _values(key: Key) -> dict[str, Any]:
         "prefix": key.prefix,
         "digest": key.digest,
         "scopes": sorted(key.scopes),
+        "records": key.records,
         "created": key.created,
+        "expires": key.expires,
         "revoked": key.revoked,
     }
 
 
 def _key(row: Row[Any]) -> Key:
     scopes = frozenset(Scope(scope) for scope in row.scopes)
-    return Key(row.id, row.name, row.prefix, row.digest, scopes, row.created, row.revoked)
+    return Key(
+        id=row.id,
+        name=row.name,
+        prefix=row.prefix,
+        digest=row.digest,
+        scopes=scopes,
+        created=row.created,
+        revoked=row.revoked,
+        records=row.records,
+        expires=row.expires,
+    )

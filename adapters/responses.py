@@ -1,24 +1,20 @@
 """Stored /v1/responses objects, so that `previous_response_id` works on any engine and after any restart.
 
-Owns the `responses` table and its compression. Does not know what is in a response, nor who asks: a key sees
+Owns the `responses` table. Does not know what is in a response, nor who asks: a key sees
 only what the same key stored.
 """
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
 import sqlalchemy as sa
-from sqlalchemy.engine import Row
+from sqlalchemy.engine import Connection, Row
 
 from adapters import schema
 from adapters.database import Database
-
-#: zlib's fastest: JSON text shrinks to about a quarter already.
-COMPRESSION_LEVEL = 1
+from adapters.packed import pack, unpack
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +38,8 @@ class ResponseStore:
 
     def put(self, response: StoredResponse) -> None:
         """Stores a new response, or its later state (queued, then completed) under the same id."""
-        values = {
-            "id": response.id,
-            "key_id": response.key_id,
-            "created": response.created,
-            "body": _pack(response.body),
-            "input": _pack(response.request_input),
-        }
         with self._db.begin() as connection:
-            connection.execute(sa.delete(schema.responses).where(_owned(response.id, response.key_id)))
-            connection.execute(sa.insert(schema.responses).values(values))
+            put_response(connection, response)
 
     def get(self, id: str, key_id: str | None) -> StoredResponse | None:
         """None for an unknown id and for another key's alike."""
@@ -75,12 +63,21 @@ class ResponseStore:
             return connection.execute(old).rowcount
 
 
+def put_response(connection: Connection, response: StoredResponse) -> None:
+    """As `ResponseStore.put`, in the caller's transaction."""
+    values = {
+        "id": response.id,
+        "key_id": response.key_id,
+        "created": response.created,
+        "body": pack(response.body),
+        "input": pack(response.request_input),
+    }
+    connection.execute(sa.delete(schema.responses).where(_owned(response.id, response.key_id)))
+    connection.execute(sa.insert(schema.responses).values(values))
+
+
 def _owned(id: str, key_id: str | None) -> sa.ColumnElement[bool]:
     return sa.and_(schema.responses.c.id == id, schema.responses.c.key_id.is_not_distinct_from(key_id))
-
-
-def _pack(value: Any) -> bytes:
-    return zlib.compress(orjson.dumps(value), COMPRESSION_LEVEL)
 
 
 def _stored(row: Row[Any]) -> StoredResponse:
@@ -88,6 +85,6 @@ def _stored(row: Row[Any]) -> StoredResponse:
         id=row.id,
         created=row.created,
         key_id=row.key_id,
-        request_input=orjson.loads(zlib.decompress(row.input)),
-        body=orjson.loads(zlib.decompress(row.body)),
+        request_input=unpack(row.input),
+        body=unpack(row.body),
     )

@@ -1,15 +1,16 @@
 """Who may do what: the key of a request, and the scope it needs.
 
 Pure, on the snapshot. While no key was ever made, requests need none (and the server listens on loopback only:
-`serve` sees to that) and may do everything.
+`serve` sees to that) and may do everything but what a pass is for.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from adapters.errors import Forbidden, Unauthorized
-from adapters.keys import Scope, digest_of
+from adapters.keys import PASS_PREFIX, Scope, digest_of
 from gateway.routing import Snapshot
 
 
@@ -19,13 +20,19 @@ class Caller:
 
     key_id: str | None
     scopes: frozenset[Scope]
+    may_evaluate: bool = False
+    """Whether it may ask candidates, which nobody else sees; its requests are no traffic."""
+    records: bool = True
+    """Whether its requests may be recorded."""
 
     @property
     def is_admin(self) -> bool:
         return Scope.ADMIN in self.scopes
 
 
-ANYBODY = Caller(None, frozenset(Scope))
+ANYBODY = Caller(None, frozenset(Scope) - {Scope.EVALUATE})
+
+PASS = PASS_PREFIX.encode()
 
 
 def authorize(snapshot: Snapshot, authorization: bytes, api_key: bytes, scope: Scope) -> Caller:
@@ -33,19 +40,20 @@ def authorize(snapshot: Snapshot, authorization: bytes, api_key: bytes, scope: S
 
     Raises Unauthorized without a key in use, Forbidden for one without the scope.
     """
-    if not snapshot.keyed:
-        return ANYBODY
     kind, _, secret = authorization.partition(b" ")
     if kind.lower() != b"bearer" or not secret:
         secret = api_key
+    # A pass that is over must not become anybody: what an evaluation asks would be recorded as traffic.
+    if not snapshot.keyed and not secret.strip().startswith(PASS):
+        return ANYBODY
     if not secret:
         raise Unauthorized(
             "You didn't provide an API key. Send it in an Authorization header: 'Authorization: Bearer YOUR_KEY'.",
             code="missing_api_key",
         )
     key = snapshot.keys.get(digest_of(secret.strip().decode("latin-1")))
-    if key is None:
+    if key is None or (key.expires is not None and key.expires <= time.time()):
         raise Unauthorized("Incorrect API key provided. `burnish keys list` shows the keys in use.")
     if scope not in key.scopes and Scope.ADMIN not in key.scopes:
         raise Forbidden(f"This key lacks the scope '{scope.value}'.")
-    return Caller(key.id, key.scopes)
+    return Caller(key.id, key.scopes, may_evaluate=Scope.EVALUATE in key.scopes, records=key.records)

@@ -38,13 +38,12 @@ class Conversations:
             items = await asyncio.to_thread(self._history, previous, call.caller.key_id)
             call.body["input"] = items + as_items(call.body["input"])
 
-    async def keep(self, call: Call, answer: dict[str, Any] | None) -> None:
-        """Stores a finished response, unless the client said `store: false`. On disk when this returns."""
+    def to_keep(self, call: Call, answer: dict[str, Any] | None) -> StoredResponse | None:
+        """A finished response as it is to be stored, unless the client said `store: false`."""
         if answer is None or not call.endpoint.stores or call.asked.get("store") is False:
-            return
+            return None
         items = [_with_id(item) for item in as_items(call.asked["input"])]
-        response = StoredResponse(str(answer["id"]), time.time(), call.caller.key_id, items, answer)
-        await asyncio.to_thread(self._store.put, response)
+        return StoredResponse(str(answer["id"]), time.time(), call.caller.key_id, items, answer)
 
     def _history(self, last: str, key_id: str | None) -> list[Any]:
         turns: list[StoredResponse] = []

@@ -5,6 +5,7 @@ A table; adding an endpoint is adding a row. Knows no engines and no connections
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,12 +30,33 @@ class Call:
     body: Body
     """What the engine gets, but for `model`."""
     asked: Body = field(default_factory=dict)
-    """What the client sent, where its answer must say so again."""
+    """What the client sent. Nothing in it is ever changed."""
     shows_usage: bool = False
+    own_id: str | None = None
+    """The answer's id, where the engine's own would not do."""
+    conversation: str | None = None
+    """What the client's header `x-burnish-conversation` says."""
+    propensity: float = 1.0
+    """The probability with which the target was chosen among the variants of its route."""
 
     @property
     def streams(self) -> bool:
         return self.body.get("stream") is True
+
+    @property
+    def user(self) -> str | None:
+        """OpenAI's `safety_identifier` or the older `user`; Anthropic's `metadata.user_id`."""
+        metadata = self.asked.get("metadata") if self.endpoint.anthropic else None
+        named = metadata.get("user_id") if isinstance(metadata, dict) else None
+        given = (self.asked.get("safety_identifier"), self.asked.get("user"), named)
+        return next((user for user in given if isinstance(user, str) and user), None)
+
+    @property
+    def unit(self) -> str:
+        """Who keeps the variant of a route that they got: the end user, else the conversation, else this request."""
+        if self.user is not None:
+            return f"user:{self.user}"
+        return self.request_id if self.conversation is None else f"conversation:{self.conversation}"
 
     @property
     def affinity(self) -> bytes:
@@ -50,29 +72,43 @@ class Endpoint:
     prepare: Callable[[Body, Limits], None]
     put_right: Callable[[Body, Call], None]
     translator: Callable[[Call, str], Translator] | None
+    id_prefix: str
+    """What the ids of its answers begin with."""
     anthropic: bool = False
     stores: bool = False
     """Whether its answers are kept for `previous_response_id`."""
+    records: bool = True
+    """Whether its requests belong into the record."""
 
     @property
     def wire_path(self) -> bytes:
         return self.path.encode()
 
+    def new_id(self) -> str:
+        """An id for an answer, that no other has."""
+        return self.id_prefix + secrets.token_hex(16)
+
 
 def _chat_stream(call: Call, served: str) -> Translator:
-    return CompletionStream(served, call.target.name, call.body, chat=True, shows_usage=call.shows_usage)
+    return _chunks(call, served, chat=True)
 
 
 def _completion_stream(call: Call, served: str) -> Translator:
-    return CompletionStream(served, call.target.name, call.body, chat=False, shows_usage=call.shows_usage)
+    return _chunks(call, served, chat=False)
+
+
+def _chunks(call: Call, served: str, *, chat: bool) -> Translator:
+    return CompletionStream(
+        served, call.target.name, call.body, chat=chat, shows_usage=call.shows_usage, own_id=call.own_id
+    )
 
 
 def _response_stream(call: Call, served: str) -> Translator:
-    return ResponseStream(call.target.name, call.asked)
+    return ResponseStream(call.target.name, call.asked, call.own_id)
 
 
 def _message_stream(call: Call, served: str) -> Translator:
-    return MessageStream(call.target.name, call.request_id)
+    return MessageStream(call.target.name, call.request_id, call.own_id)
 
 
 def _named(put_right: Callable[[Body, str], None]) -> Callable[[Body, Call], None]:
@@ -82,23 +118,41 @@ def _named(put_right: Callable[[Body, str], None]) -> Callable[[Body, Call], Non
 ENDPOINTS = {
     endpoint.path: endpoint
     for endpoint in (
-        Endpoint("/v1/chat/completions", requests.prepare_chat, _named(answers.chat), _chat_stream),
         Endpoint(
-            "/v1/completions", requests.prepare_completion, _named(answers.completion), _completion_stream
+            "/v1/chat/completions", requests.prepare_chat, _named(answers.chat), _chat_stream, "chatcmpl-"
+        ),
+        Endpoint(
+            "/v1/completions",
+            requests.prepare_completion,
+            _named(answers.completion),
+            _completion_stream,
+            "cmpl-",
         ),
         Endpoint(
             "/v1/responses",
             requests.prepare_response,
             lambda answer, call: answers.response(answer, call.target.name, call.asked),
             _response_stream,
+            "resp_",
             stores=True,
         ),
-        Endpoint("/v1/embeddings", requests.prepare_embedding, _named(answers.embedding), None),
+        Endpoint("/v1/embeddings", requests.prepare_embedding, _named(answers.embedding), None, "emb_"),
         Endpoint(
-            "/v1/messages", requests.prepare_message, _named(answers.message), _message_stream, anthropic=True
+            "/v1/messages",
+            requests.prepare_message,
+            _named(answers.message),
+            _message_stream,
+            "msg_",
+            anthropic=True,
         ),
         Endpoint(
-            "/v1/messages/count_tokens", requests.prepare_count, _named(answers.count), None, anthropic=True
+            "/v1/messages/count_tokens",
+            requests.prepare_count,
+            _named(answers.count),
+            None,
+            "",
+            anthropic=True,
+            records=False,
         ),
     )
 }

@@ -3,7 +3,8 @@
 The way through: read the body → `access` → `protocol.requests` → `routing.resolve` → `engines.pick` → `upstream`
 → `relay` or `protocol.answers` → `reply`. Until the first byte for the client is there, an engine's failure is
 another engine's chance (promise 9); afterwards it is the end of the stream, said in an event. A client that
-leaves closes the exchange, and with it the engine's work. Touches no database but to keep responses.
+leaves closes the exchange, and with it the engine's work. The last byte of an answer goes out when `recorder` has it
+on disk (promise 1); beyond that it touches no database but to go on from an earlier response.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from typing import Any
 
 import orjson
 
+from adapters.completions import Status
 from adapters.errors import (
     BurnishError,
     EngineFailed,
     EngineTimeout,
     InvalidRequest,
+    NotRecorded,
     TooLarge,
     Unavailable,
 )
@@ -34,6 +37,7 @@ from gateway.exchange import ConnectFailed, DeadlinePassed, Exchange, UpstreamEr
 from gateway.presence import Presence
 from gateway.protocol import requests
 from gateway.protocol.errors import from_engine
+from gateway.recorder import Record, Recorder
 from gateway.relay import BrokenStream, EngineErrorEvent, Translator
 from gateway.reply import HttpScope, Receive, Reply, Send
 
@@ -63,35 +67,48 @@ class Inference:
         engines: Engines,
         snapshot: Callable[[], routing.Snapshot],
         conversations: Conversations,
+        recorder: Recorder,
     ) -> None:
         self._settings = settings
         self._engines = engines
         self._snapshot = snapshot
         self._conversations = conversations
+        self._recorder = recorder
 
     async def __call__(self, scope: HttpScope, receive: Receive, send: Send) -> None:
         endpoint = ENDPOINTS[scope["path"]]
         request_id = "req_" + secrets.token_hex(16)
         reply = Reply(send, request_id, anthropic=endpoint.anthropic)
         presence: Presence | None = None
+        record: Record | None = None
         try:
             raw = await self._body(scope, receive)
             presence = Presence(receive)
             call = self._admit(endpoint, request_id, scope, raw)
             reply.headers = call.target.headers
             await self._conversations.recall(call)
-            await self._answer(call, reply, presence)
+            record = self._recorder.begin(call)
+            await self._answer(call, record, reply, presence)
         except ClientGone:
             log.info("client_left request=%s path=%s", request_id, endpoint.path)
         except BurnishError as error:
-            await reply.error(error)
+            await self._refuse(error, record, reply)
         except Exception:
             log.exception("request_failed request=%s path=%s", request_id, endpoint.path)
             if not reply.started:
-                await reply.error(BurnishError("The server had an error while processing your request."))
+                ours = BurnishError("The server had an error while processing your request.")
+                await self._refuse(ours, record, reply)
         finally:
+            if record is not None:
+                gone = presence is not None and presence.gone
+                self._recorder.abandon(record, "client_left" if gone else "interrupted")
             if presence is not None:
                 presence.forget()
+
+    async def _refuse(self, error: BurnishError, record: Record | None, reply: Reply) -> None:
+        if record is not None:
+            await self._recorder.fail(record, Status.ERROR, error.code or error.type)
+        await reply.error(error)
 
     async def _body(self, scope: HttpScope, receive: Receive) -> bytes:
         """The request's body. Raises TooLarge before more than the limit is held in memory."""
@@ -120,22 +137,25 @@ class Inference:
         )
         body = requests.parse(raw)
         name = requests.model_name(body)
-        target = routing.resolve(snapshot, name)
+        target = routing.resolve(snapshot, name, caller.may_evaluate)
         if not caller.is_admin:
             requests.refuse_privileged(body)
-        asked = dict(body) if endpoint.stores else {}
+        asked = dict(body)  # preparing replaces what it changes, and changes nothing within
         shows_usage = requests.wants_usage(body)
         endpoint.prepare(body, self._settings.limits)
-        return Call(endpoint, request_id, caller, target, body, asked, shows_usage)
+        call = Call(endpoint, request_id, caller, target, body, asked, shows_usage)
+        call.conversation = _header(scope, b"x-burnish-conversation").decode("latin-1") or None
+        call.target, call.propensity = routing.choose(snapshot, target, call.unit)
+        return call
 
-    async def _answer(self, call: Call, reply: Reply, presence: Presence) -> None:
+    async def _answer(self, call: Call, record: Record, reply: Reply, presence: Presence) -> None:
         """Gives the call to one engine after another until one answers it."""
         tried: list[Engine] = []
         while True:
             engine = await self._engine(call, tried, presence)
             self._engines.begin(engine, call.target)
             try:
-                await self._attempt(call, engine, reply, presence)
+                await self._attempt(call, record, engine, reply, presence)
                 return
             except EngineGaveUp as failure:
                 if failure.is_fault:
@@ -175,10 +195,14 @@ class Inference:
             if presence.gone:
                 raise ClientGone
 
-    async def _attempt(self, call: Call, engine: Engine, reply: Reply, presence: Presence) -> None:
+    async def _attempt(
+        self, call: Call, record: Record, engine: Engine, reply: Reply, presence: Presence
+    ) -> None:
         """One engine's try. Raises EngineGaveUp while the client has been sent nothing."""
         served = engine.served(call.target)
         call.body["model"] = served
+        # vLLM's ids are random; others count, or begin again after a restart.
+        call.own_id = None if engine.takes_adapters else call.endpoint.new_id()
         health = self._settings.health
         patience = health.first_byte_timeout_seconds if call.streams else health.total_timeout_seconds
         try:
@@ -200,16 +224,24 @@ class Inference:
                 raise ClientGone from None
             raise _gave_up(error) from error
         if call.streams and call.endpoint.translator is not None:
-            await self._relay(call, engine, exchange, translator, first, reply, presence)
+            await self._relay(call, record, engine, exchange, translator, first, reply, presence)
         else:
-            call.endpoint.put_right(answer, call)
-            await self._conversations.keep(call, answer)
             self._engines.succeeded(engine)
-            await reply.json(orjson.dumps(answer))
+            await self._whole_answer(call, record, answer, reply)
+
+    async def _whole_answer(self, call: Call, record: Record, answer: dict[str, Any], reply: Reply) -> None:
+        """An answer that is not streamed. Raises NotRecorded where it may not go out."""
+        call.endpoint.put_right(answer, call)
+        if call.own_id is not None and "id" in answer:
+            answer["id"] = call.own_id
+        kept = self._conversations.to_keep(call, answer)
+        headers = await self._recorder.complete(record, answer, kept=kept)
+        await reply.json(orjson.dumps(answer), headers=headers)
 
     async def _relay(
         self,
         call: Call,
+        record: Record,
         engine: Engine,
         exchange: Exchange,
         translator: Translator,
@@ -218,32 +250,57 @@ class Inference:
         presence: Presence,
     ) -> None:
         """The stream from its first events on. Every way out of it ends the client's answer."""
-        await reply.start_events()
+        await reply.start_events(self._recorder.warning(record))
         try:
+            if (
+                translator.done
+            ):  # all of it came at once: its end waits for the record, its beginning does not
+                beginning, events = _split_last_event(events)
+                if beginning:
+                    record.keep(beginning)
+                    await reply.piece(beginning)
             while not translator.done:
                 if events:
+                    record.keep(events)
                     await reply.piece(events)
                 data = await exchange.next()
                 if not data:
                     raise BrokenStream("the stream ended before it was complete")
                 events = translator.feed(data)
         except EngineErrorEvent as event:
-            await reply.end(translator.broken(event.error))
+            await self._break_off(record, translator, event.error, reply)
         except (UpstreamError, BrokenStream) as error:
             if presence.gone:
                 raise ClientGone from None
             log.warning("stream_broken request=%s engine=%s: %s", call.request_id, engine.name, error)
             self._engines.failed(engine, str(error))
-            await reply.end(
-                translator.broken(
-                    EngineFailed("The engine failed in the middle of its answer.", code="stream_broken")
-                )
-            )
+            broken = EngineFailed("The engine failed in the middle of its answer.", code="stream_broken")
+            await self._break_off(record, translator, broken, reply)
         else:
             presence.let_go()
-            await self._conversations.keep(call, getattr(translator, "response", None))
             self._engines.succeeded(engine)
+            await self._last_piece(call, record, translator, events, reply)
+
+    async def _last_piece(
+        self, call: Call, record: Record, translator: Translator, events: bytes, reply: Reply
+    ) -> None:
+        """The end of a whole stream, once it is on disk; an error event where it may not go out without that."""
+        record.keep(events)
+        response = getattr(translator, "response", None)
+        kept = self._conversations.to_keep(call, response)
+        try:
+            await self._recorder.complete(record, response, usage=translator.usage, kept=kept)
+        except NotRecorded as error:
+            await reply.end(translator.broken(error))
+        else:
             await reply.end(events + translator.closing())
+
+    async def _break_off(
+        self, record: Record, translator: Translator, error: BurnishError, reply: Reply
+    ) -> None:
+        """The end of a stream that will not be completed."""
+        await self._recorder.fail(record, Status.INCOMPLETE, error.code or error.type, usage=translator.usage)
+        await reply.end(translator.broken(error))
 
     def _refusal(self, call: Call, engine: Engine, exchange: Exchange, body: bytes) -> Exception:
         """What an engine's HTTP error means: the client's error, or another engine's chance."""
@@ -283,6 +340,11 @@ async def _first_events(exchange: Exchange, translator: Translator) -> bytes:
             exchange.close()
             raise event.error if event.error.status < 500 else EngineGaveUp(event.error) from None
     return events
+
+
+def _split_last_event(events: bytes) -> tuple[bytes, bytes]:
+    cut = events.rfind(b"\n\n", 0, -2) + 2
+    return (events[:cut], events[cut:]) if cut > 1 else (b"", events)
 
 
 def _whole(exchange: Exchange, body: bytes) -> dict[str, Any]:

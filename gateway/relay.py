@@ -86,10 +86,36 @@ class Translator(Protocol):
 class CompletionStream:
     """`/v1/chat/completions` and `/v1/completions`: chunks, then `[DONE]`."""
 
-    __slots__ = ("_chat", "_events", "_name", "_new", "_old", "_request", "_shows_usage", "done", "usage")
+    __slots__ = (
+        "_chat",
+        "_events",
+        "_name",
+        "_new",
+        "_new_id",
+        "_old",
+        "_old_id",
+        "_own_id",
+        "_request",
+        "_shows_usage",
+        "done",
+        "usage",
+    )
 
-    def __init__(self, served: str, name: str, request: Request, *, chat: bool, shows_usage: bool) -> None:
+    def __init__(
+        self,
+        served: str,
+        name: str,
+        request: Request,
+        *,
+        chat: bool,
+        shows_usage: bool,
+        own_id: str | None = None,
+    ) -> None:
+        """`own_id` takes the place of the engine's id for its answer."""
         self._events = Events()
+        self._own_id = own_id
+        self._old_id: bytes | None = None  # known once the first chunk has been parsed
+        self._new_id = b'"id":' + orjson.dumps(own_id)
         self._name = name
         self._old = b'"model":' + orjson.dumps(served)
         self._new = b'"model":' + orjson.dumps(name)
@@ -112,8 +138,11 @@ class CompletionStream:
             and b'"type":"function"' not in block  # opens a tool call
             and b'"error":' not in block
             and b"[DONE]" not in block
+            and (self._own_id is None or (self._old_id is not None and block.count(self._old_id) == count))
         ):
             block = block.replace(self._old, self._new)
+            if self._old_id is not None:
+                block = block.replace(self._old_id, self._new_id)
             return block.replace(b"}\n\n", b',"usage":null}\n\n') if self._shows_usage else block
         return b"".join([self._event(event) for event in block[:-2].split(b"\n\n")])
 
@@ -134,6 +163,9 @@ class CompletionStream:
         _raise_error(chunk, self._request)
         if "choices" not in chunk:
             raise BrokenStream("a chunk without choices")
+        if self._own_id is not None:
+            self._old_id = b'"id":' + orjson.dumps(chunk.get("id"))
+            chunk["id"] = self._own_id
         if self._chat:
             answers.chat_chunk(chunk, self._name)
         else:
@@ -151,13 +183,14 @@ class CompletionStream:
 class ResponseStream:
     """`/v1/responses`: named events, the last of which carries the whole response."""
 
-    __slots__ = ("_asked", "_events", "_name", "_sequence", "_text", "done", "response", "usage")
+    __slots__ = ("_asked", "_events", "_name", "_own_id", "_sequence", "_text", "done", "response", "usage")
 
     ENDS = ("response.completed", "response.incomplete", "response.failed")
 
-    def __init__(self, name: str, asked: Request) -> None:
+    def __init__(self, name: str, asked: Request, own_id: str | None = None) -> None:
         self._events = Events()
         self._name = name
+        self._own_id = own_id
         self._asked = asked
         self._sequence = -1
         self.done = False
@@ -201,6 +234,7 @@ class ResponseStream:
             answers.output_item(item)
         if isinstance(response := body.get("response"), dict):
             answers.response(response, self._name, self._asked)
+            response["id"] = self._own_id or response.get("id")
             if kind in self.ENDS:
                 kind = body["type"] = self._end(response, kind)
         return b"event: " + kind.encode() + b"\ndata: " + orjson.dumps(body) + b"\n\n"
@@ -216,10 +250,11 @@ class ResponseStream:
 class MessageStream:
     """`/v1/messages`: Anthropic's named events, ending in `message_stop`."""
 
-    __slots__ = ("_events", "_name", "_request_id", "done", "usage")
+    __slots__ = ("_events", "_name", "_own_id", "_request_id", "done", "usage")
 
-    def __init__(self, name: str, request_id: str) -> None:
+    def __init__(self, name: str, request_id: str, own_id: str | None = None) -> None:
         self._events = Events()
+        self._own_id = own_id
         self._name = name
         self._request_id = request_id
         self.done = False
@@ -253,6 +288,7 @@ class MessageStream:
         if body["type"] != "message_start":
             return event + b"\n\n"
         answers.message(body["message"], self._name)
+        body["message"]["id"] = self._own_id or body["message"]["id"]
         return b"event: message_start\ndata: " + orjson.dumps(body) + b"\n\n"
 
 

@@ -51,8 +51,9 @@ class Reply:
         shape = anthropic_error(error, self._request_id) if self._anthropic else openai_error(error)
         await self.json(orjson.dumps(shape), error.status, error_headers(error))
 
-    async def start_events(self) -> None:
-        await self._head(200, EVENTS)
+    async def start_events(self, headers: Headers = ()) -> None:
+        """The head of a stream."""
+        await self._head(200, (*EVENTS, *headers))
 
     async def piece(self, data: bytes) -> None:
         """A piece of a stream; returns when the client's connection can take more."""

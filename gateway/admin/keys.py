@@ -20,6 +20,7 @@ router = APIRouter(prefix="/keys", tags=["keys"], route_class=BoundedRoute)
 class NewKey(Body):
     name: Annotated[str, Field(min_length=1, max_length=200)]
     scopes: Annotated[list[Scope], Field(min_length=1)]
+    records: bool = True
 
 
 @router.get("")
@@ -30,7 +31,9 @@ async def list_keys(runtime: TheRuntime, caller: Admin) -> dict[str, Any]:
 
 @router.post("", status_code=201)
 async def create_key(body: NewKey, runtime: TheRuntime, caller: Admin) -> dict[str, Any]:
-    key, secret = await change(runtime, runtime.keys.create, body.name, body.scopes, actor(caller))
+    key, secret = await change(
+        runtime, runtime.keys.create, body.name, body.scopes, actor(caller), records=body.records
+    )
     return {**key_shape(key), "secret": secret}
 
 

@@ -20,11 +20,14 @@ def create(
     context: typer.Context,
     name: Annotated[str, typer.Option(help="whose it is, or what for")] = "default",
     scope: Annotated[list[Scope] | None, typer.Option(help="what it opens; default: inference")] = None,
+    record: Annotated[
+        bool, typer.Option("--record/--no-record", help="whether what is asked with it is recorded")
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Make a key; its secret is printed now and never again."""
     with open_records(context) as records:
-        key, secret = records.keys.create(name, scope or [Scope.INFERENCE], records.actor)
+        key, secret = records.keys.create(name, scope or [Scope.INFERENCE], records.actor, records=record)
         is_first = len(records.keys.list()) == 1
     if as_json:
         terminal.print_json({**key_shape(key), "secret": secret})
@@ -49,12 +52,13 @@ def list_(context: typer.Context, as_json: Json = False) -> None:
             key.name,
             f"{key.prefix}…",
             ", ".join(sorted(key.scopes)),
+            "yes" if key.records else "no",
             terminal.moment(key.created),
             "in use" if key.revoked is None else f"revoked {terminal.moment(key.revoked)}",
         )
         for key in keys
     ]
-    terminal.print_table(("id", "name", "secret", "scopes", "created", "state"), rows)
+    terminal.print_table(("id", "name", "secret", "scopes", "recorded", "created", "state"), rows)
 
 
 @app.command("revoke")

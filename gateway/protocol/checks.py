@@ -15,6 +15,9 @@ from adapters.settings import Limits
 
 Body = dict[str, Any]
 
+MAX_METADATA, MAX_METADATA_NAME_CHARS, MAX_METADATA_VALUE_CHARS = 16, 64, 512
+"""OpenAI's own bounds."""
+
 _JSON_NAMES = {
     bool: "boolean",
     int: "integer",
@@ -89,6 +92,27 @@ def string(body: Body, param: str) -> None:
     value = body.get(param)
     if value is not None and type(value) is not str:
         raise wrong_type(param, "a string", value)
+
+
+def metadata(body: Body, param: str = "metadata") -> None:
+    """`metadata`, if given, is at most 16 texts of at most 512 characters, with names of at most 64."""
+    value = body.get(param)
+    if value is None:
+        return
+    if type(value) is not dict:
+        raise wrong_type(param, "an object", value)
+    if len(value) > MAX_METADATA:
+        raise too_large(param, "an object", MAX_METADATA, len(value))
+    for name, text_value in value.items():
+        if type(text_value) is not str:
+            raise wrong_type(f"{param}.{name}", "a string", text_value)
+        if len(name) > MAX_METADATA_NAME_CHARS or len(text_value) > MAX_METADATA_VALUE_CHARS:
+            raise too_large(
+                f"{param}.{name[:MAX_METADATA_NAME_CHARS]}",
+                f"a name of at most {MAX_METADATA_NAME_CHARS} characters and a value",
+                MAX_METADATA_VALUE_CHARS,
+                len(text_value),
+            )
 
 
 def one_of(param: str, value: object, allowed: Iterable[str]) -> None:

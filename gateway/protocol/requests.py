@@ -90,12 +90,16 @@ def prepare_chat(body: Body, limits: Limits) -> None:
         raise InvalidRequest(
             "'logprobs' must be true when 'top_logprobs' is set.", param="top_logprobs", code="invalid_value"
         )
-    for index, message in enumerate(checks.objects(body, "messages", limits.max_messages)):
+    messages = checks.objects(body, "messages", limits.max_messages)
+    for index, message in enumerate(messages):
         _message(message, f"messages[{index}]")
+    if any(message["role"] == "developer" for message in messages):
+        body["messages"] = [_as_system(message) for message in messages]
     _tools(body, limits)
     _response_format(body, limits)
     _guided(body, limits)
     _stream(body, asks_usage=True)
+    _stored_here(body)
 
 
 def prepare_completion(body: Body, limits: Limits) -> None:
@@ -125,6 +129,7 @@ def prepare_response(body: Body, limits: Limits) -> None:
     for param in ("instructions", "previous_response_id"):
         checks.string(body, param)
     checks.boolean(body, "store")
+    checks.metadata(body)
     if body.get("background"):
         raise checks.unsupported(
             "background", "'background' is not supported: responses are answered at once."
@@ -223,8 +228,20 @@ def _message(message: Body, where: str) -> None:
         )
     if role == "tool" and type(message.get("tool_call_id")) is not str:
         raise checks.missing(f"{where}.tool_call_id")
-    if role == "developer":  # chat templates know the older name only
-        message["role"] = "system"
+
+
+def _as_system(message: Body) -> Body:
+    """Chat templates know the older name of `developer` only; the client's own message stays as it is."""
+    return {**message, "role": "system"} if message["role"] == "developer" else message
+
+
+def _stored_here(body: Body) -> None:
+    """What says how to keep the answer is for the gateway; an engine behind it keeps nothing on our account."""
+    checks.boolean(body, "store")
+    checks.metadata(body)
+    body.pop("metadata", None)
+    if body.get("store") is not False:
+        body.pop("store", None)
 
 
 def _parts(content: object, where: str) -> None:

@@ -11,6 +11,7 @@ from adapters.changes import events
 from adapters.database import Database
 from adapters.errors import InvalidRequest, NotFound
 from adapters.keys import Keys, Scope, digest_of
+from adapters.registry import Registry
 
 
 @pytest.fixture
@@ -77,3 +78,35 @@ def test_a_key_is_revoked_by_name_when_only_one_in_use_has_it(keys: Keys) -> Non
     with pytest.raises(NotFound) as caught:
         keys.revoke("laptop", "anna")
     assert caught.value.code == "key_not_found"
+
+
+def test_a_pass_is_no_key_in_use(db: Database, keys: Keys, registry: Registry) -> None:
+    made, secret = keys.create_pass("run-1", 60.0, now=100.0)
+    assert secret.startswith("sk-burnish-pass-")
+    assert made.scopes == {Scope.INFERENCE, Scope.EVALUATE}
+    assert (made.expires, made.records) == (160.0, False)
+    assert keys.list() == ()
+    assert keys.list(passes=True) == (made,)
+    rows = registry.snapshot_rows()
+    assert (rows.keys, rows.keys_required) == ((made,), False)
+
+
+def test_a_pass_goes_when_it_is_over(db: Database, keys: Keys) -> None:
+    keys.create_pass("run-1", 60.0, now=100.0)
+    person, _ = keys.create("laptop", ["inference"], "anna", now=100.0)
+    second, _ = keys.create_pass("run-2", 60.0, now=161.0)
+    assert keys.list(passes=True) == (person, second)
+    keys.end_pass(second.id)
+    keys.end_pass(second.id)
+    keys.end_pass(person.id)
+    assert keys.list(passes=True) == (person,)
+    keys.create_pass("run-3", 60.0, now=161.0)
+    keys.purge_passes(now=221.0)
+    assert keys.list(passes=True) == (person,)
+
+
+def test_a_person_makes_no_pass(keys: Keys) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        keys.create("laptop", ["inference", "evaluate"], "anna")
+    assert caught.value.code == "invalid_scope"
+    assert "inference, admin" in caught.value.message

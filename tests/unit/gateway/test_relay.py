@@ -98,6 +98,26 @@ def test_any_cut_of_a_chat_stream_gives_the_same_events(
 
 
 @given(texts=st.lists(TEXTS, min_size=1, max_size=6), cuts=st.lists(st.integers(0, 5000), max_size=12))
+def test_an_id_that_an_engine_gives_again_is_replaced_in_every_chunk(
+    texts: list[str], cuts: list[int]
+) -> None:
+    stream = b"".join(sse(chunk(text)) for text in [*texts, '"id":"chatcmpl-1"']) + b"data: [DONE]\n\n"
+    translator = CompletionStream(SERVED, NAME, {}, chat=True, shows_usage=False, own_id="chatcmpl-own")
+    events = parsed(run(translator, stream, cuts))
+    assert {event["id"] for event in events} == {"chatcmpl-own"}
+    said = [event["choices"][0]["delta"]["content"] for event in events]
+    assert said == [*texts, '"id":"chatcmpl-1"']
+
+
+def test_the_id_of_a_response_or_a_message_is_replaced_too() -> None:
+    stream = response("response.created", "in_progress") + response("response.completed", "completed")
+    out = parsed(ResponseStream(NAME, {}, "resp_own").feed(stream))
+    assert {event["response"]["id"] for event in out} == {"resp_own"}
+    start = sse({"type": "message_start", "message": {"id": "chatcmpl-7"}}, "message_start")
+    assert parsed(MessageStream(NAME, "req_1", "msg_own").feed(start))[0]["message"]["id"] == "msg_own"
+
+
+@given(texts=st.lists(TEXTS, min_size=1, max_size=6), cuts=st.lists(st.integers(0, 5000), max_size=12))
 def test_line_ends_of_the_engine_do_not_matter(texts: list[str], cuts: list[int]) -> None:
     stream = b"".join(sse(chunk(text)) for text in texts) + b"data: [DONE]\n\n"
     crlf = stream.replace(b"\n", b"\r\n")

@@ -171,13 +171,46 @@ def test_a_developer_is_the_system_to_a_chat_template() -> None:
     assert body["messages"][0]["role"] == "system"
 
 
+def test_how_an_answer_is_to_be_kept_is_not_the_engines_business() -> None:
+    body = chat(store=True, metadata={"a": "b"})
+    requests.prepare_chat(body, LIMITS)
+    assert body == chat()
+    body = chat(store=False)
+    requests.prepare_chat(body, LIMITS)
+    assert body["store"] is False, "an engine that keeps answers must hear it"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "param"),
+    [
+        ("text", "metadata"),
+        ({"a": 1}, "metadata.a"),
+        ({"a" * 65: "x"}, f"metadata.{'a' * 64}"),
+        ({"a": "x" * 513}, "metadata.a"),
+        ({str(i): "x" for i in range(17)}, "metadata"),
+    ],
+)
+def test_metadata_is_bounded_as_openais_is(metadata: Any, param: str) -> None:
+    for prepare, body in ((requests.prepare_chat, chat()), (requests.prepare_response, {"input": "x"})):
+        with pytest.raises(InvalidRequest) as caught:
+            prepare({**body, "metadata": metadata}, LIMITS)
+        assert caught.value.param == param
+
+
+def test_preparing_leaves_the_clients_own_messages_as_they_are() -> None:
+    body = chat(messages=[{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "x"}])
+    asked = dict(body)
+    requests.prepare_chat(body, LIMITS)
+    assert [message["role"] for message in body["messages"]] == ["system", "user"]
+    assert [message["role"] for message in asked["messages"]] == ["developer", "user"]
+
+
 def test_what_the_gateway_does_not_know_passes() -> None:
     body = chat(
         min_tokens=5,
         ignore_eos=True,
         structured_outputs={"choice": ["a", "b"]},
         user="u",
-        metadata={"a": "b"},
     )
     before = orjson.dumps(body)
     requests.prepare_chat(body, LIMITS)
