@@ -38,7 +38,7 @@ STOPPED = {
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A route that must leave its default."""
+    """A route that must do without its default, or without a challenger."""
 
     route: str
     before: str
@@ -108,11 +108,11 @@ def _find(connection: Connection, routes: Routes, user: str) -> _Found:
     refs = frozenset(version.ref for version in learned)
     open_jobs = _open(connection, jobs) | _drawing(connection, user)
     to_move = tuple(version for version in learned if VersionState.QUARANTINED in MOVES[version.state])
+    bases = {version.ref: version.base_model for version in learned}
     moves = tuple(
-        (route, routes.without(connection, route, refs, version.base_model))
+        (route, routes.without(connection, route, refs, bases.get(route.variant, route.variant)))
         for route in all_routes(connection)
-        for version in learned
-        if version.ref == route.variant
+        if refs & {*route.variants}
     )
     told = Forgotten(
         user_digest=user_digest(user),

@@ -29,6 +29,7 @@ class Release(StrEnum):
     """What a version that passed its gate becomes."""
 
     PROMOTE = "promote"  # the route's default, at once
+    CHALLENGE = "challenge"  # a challenger of the route's default, with a small share of its traffic
     ASK = "ask"  # proved and loaded, and waits for a person's `burnish promote`
 
 
@@ -85,7 +86,9 @@ class TrainingPolicy:
     method: Method = Method.AUTO
     hyperparameters: tuple[tuple[str, Any], ...] = ()
     release: Release = Release.PROMOTE
+    challenger_share: float = 0.05  # of the route's traffic, where `release` is "challenge"
     judge_model: str | None = None  # an OpenAI-compatible model of one of the engines; None: no judge
+    lm_eval_tasks: tuple[str, ...] = ()  # of lm-evaluation-harness, for the report
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,7 @@ def policy_json(policy: RoutePolicy) -> dict[str, Any]:
     value = asdict(policy)
     value["scores"] = list(value["scores"])
     value["training"]["hyperparameters"] = dict(policy.training.hyperparameters)
+    value["training"]["lm_eval_tasks"] = list(policy.training.lm_eval_tasks)
     return value
 
 
@@ -184,7 +188,9 @@ def _training(section: _Section) -> TrainingPolicy:
         method=section.choice("method", Method),
         hyperparameters=tuple(sorted(hyperparameters.items())),
         release=section.choice("release", Release),
+        challenger_share=section.share("challenger_share"),
         judge_model=section.text("judge_model"),
+        lm_eval_tasks=section.texts("lm_eval_tasks"),
     )
 
 
@@ -227,6 +233,12 @@ class _Section:
             raise self._wrong(name, f"must be above {above:g}")
         return float(value)
 
+    def share(self, name: str) -> float:
+        value = self.number(name)
+        if value is None or not 0 < value < 1:
+            raise self._wrong(name, "must be a number above 0 and below 1")
+        return value
+
     def seconds(self, name: str) -> float:
         value = self.number(name)
         if value is None or value < 0:
@@ -238,6 +250,12 @@ class _Section:
         if value is not None and not (isinstance(value, str) and value):
             raise self._wrong(name, "must be a text")
         return value
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        value = self._value(name)
+        if not isinstance(value, list | tuple) or not all(isinstance(text, str) and text for text in value):
+            raise self._wrong(name, "must be a list of texts")
+        return tuple(value)
 
     def choice(self, name: str, kind: type[E]) -> E:
         value = self._value(name)

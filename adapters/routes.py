@@ -1,13 +1,14 @@
-"""Routes: public model names, and which variant is each one's default. To promote is to change one row.
+"""Routes: public model names, and which variants answer for each. To promote is to change one row.
 
-Owns the `routes` table: a default, the stack of defaults before it, and the route's policy. Knows no request and no
-engine: requests in flight keep the version they began with because the gateway's snapshot is replaced, not changed.
+Owns the `routes` table: a default, the challengers that have a share of its traffic, the stack of defaults before it,
+and the route's policy. Knows no request and no engine: requests in flight keep the version they began with because the
+gateway's snapshot is replaced, not changed.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from sqlalchemy.engine import Connection, Row
 from adapters import schema
 from adapters.changes import changing, record
 from adapters.database import Database
-from adapters.errors import Conflict, NotFound
+from adapters.errors import Conflict, InvalidRequest, NotFound
 from adapters.policy import RoutePolicy, changed_policy, parse_policy, policy_json
 from adapters.versions import (
     REMEDIES,
@@ -33,16 +34,37 @@ HISTORY_LIMIT = 64
 
 
 @dataclass(frozen=True, slots=True)
+class Challenger:
+    """A variant that answers a share of a route's traffic beside its default."""
+
+    variant: str
+    share: float  # above 0, below 1
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     name: str
-    variant: str  # NAME@N, or a base or another engine's model
+    variant: str  # the default: NAME@N, or a base or another engine's model
     history: tuple[str, ...]  # the defaults before it, the last one last
     created: float  # epoch seconds
     policy: RoutePolicy = field(default_factory=RoutePolicy)
+    challengers: tuple[Challenger, ...] = ()  # the default has what their shares leave
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """All that may answer, the default first."""
+        return (self.variant, *(challenger.variant for challenger in self.challengers))
 
     def promoted(self, variant: str) -> Route:
-        """This route with another default; the one it had goes on the stack."""
-        return replace(self, variant=variant, history=(*self.history, self.variant)[-HISTORY_LIMIT:])
+        """This route with another default, which is no challenger any more; the one it had goes on the stack."""
+        history = (*self.history, self.variant)[-HISTORY_LIMIT:]
+        left = tuple(each for each in self.challengers if each.variant != variant)
+        return replace(self, variant=variant, history=history, challengers=left)
+
+    def challenged(self, variant: str, share: float) -> Route:
+        """This route with one more challenger, or one that has another share. Raises as `check_shares` does."""
+        left = tuple(each for each in self.challengers if each.variant != variant)
+        return replace(self, challengers=check_shares(self, (*left, Challenger(variant, share))))
 
 
 class Routes:
@@ -98,13 +120,32 @@ class Routes:
     ) -> Route:
         """Back to the last former default that differs and may take traffic, or to the last time it was `to`.
 
-        Raises NotFound, Conflict(code="nothing_to_roll_back" | "not_in_history" | "version_not_ready").
+        All traffic goes there: challengers lose their shares. Raises NotFound,
+        Conflict(code="nothing_to_roll_back" | "not_in_history" | "version_not_ready").
         """
         with changing(self._db) as connection:
             route = existing_route(connection, name)
             index = self._rollback_index(connection, route, to)
-            after = replace(route, variant=route.history[index], history=route.history[:index])
+            variant, history = route.history[index], route.history[:index]
+            after = replace(route, variant=variant, history=history, challengers=())
             return _change(connection, "route.rolled_back", route, after, actor, now)
+
+    def challenge(
+        self, name: str, shares: Mapping[str, float], actor: str, now: float | None = None
+    ) -> Route:
+        """Gives these variants, and no others, shares of the traffic beside the default; none: the default has all.
+
+        Raises NotFound, InvalidRequest, Conflict(code="version_not_ready").
+        """
+        with changing(self._db) as connection:
+            route = existing_route(connection, name)
+            wanted = tuple(Challenger(variant, share) for variant, share in sorted(shares.items()))
+            after = replace(route, challengers=check_shares(route, wanted))
+            for challenger in wanted:
+                self._check_variant(connection, challenger.variant, param="challengers")
+            if after == route:
+                return route
+            return _change(connection, "route.challenged", route, after, actor, now)
 
     def set_policy(self, name: str, policy: RoutePolicy, actor: str, now: float | None = None) -> Route:
         """Another policy as a whole; the same again changes nothing. Raises NotFound."""
@@ -118,8 +159,13 @@ class Routes:
             return _declare(connection, route, changed_policy(route.policy, change), actor, now)
 
     def without(self, connection: Connection, route: Route, unfit: Collection[str], base_model: str) -> Route:
-        """What the route becomes where its default must serve no more: on the newest former default that is not
-        `unfit` and may take traffic, else on the base model. Writes nothing: `move_route` does."""
+        """What the route becomes where some variants must serve no more: without them as challengers, and where one is
+        its default, on the newest former default that is not `unfit` and may take traffic, else on the base model.
+        Writes nothing: `move_route` does."""
+        left = tuple(each for each in route.challengers if each.variant not in unfit)
+        route = replace(route, challengers=left)
+        if route.variant not in unfit:
+            return route
         for index in range(len(route.history) - 1, -1, -1):
             former = route.history[index]
             if former not in unfit and self._may_take_traffic(connection, former):
@@ -192,6 +238,7 @@ def insert_route(connection: Connection, route: Route, actor: str) -> None:
             name=route.name,
             variant=route.variant,
             history=list(route.history),
+            challengers=shares_of(route),
             policy=policy_json(route.policy),
             created=route.created,
         )
@@ -200,7 +247,7 @@ def insert_route(connection: Connection, route: Route, actor: str) -> None:
 
 
 def move_route(connection: Connection, before: Route, after: Route, actor: str, now: float) -> None:
-    """Another default, in the caller's `changing` transaction. The caller has checked the variant."""
+    """Another default or other challengers, in the caller's `changing` transaction. The caller has checked them."""
     _change(connection, "route.moved", before, after, actor, now)
 
 
@@ -210,10 +257,33 @@ def _change(
     connection.execute(
         sa.update(schema.routes)
         .where(schema.routes.c.name == before.name)
-        .values(variant=after.variant, history=list(after.history))
+        .values(variant=after.variant, history=list(after.history), challengers=shares_of(after))
     )
-    _record(connection, action, before.name, {"from": before.variant, "to": after.variant}, actor, now)
+    detail: dict[str, Any] = {"from": before.variant, "to": after.variant}
+    if before.challengers != after.challengers:
+        detail["challengers"] = shares_of(after)
+    _record(connection, action, before.name, detail, actor, now)
     return after
+
+
+def shares_of(route: Route) -> dict[str, float]:
+    return {challenger.variant: challenger.share for challenger in route.challengers}
+
+
+def check_shares(route: Route, challengers: tuple[Challenger, ...]) -> tuple[Challenger, ...]:
+    """The challengers themselves, if the route may have them. Raises InvalidRequest."""
+    for challenger in challengers:
+        if not 0 < challenger.share < 1:
+            raise _bad_shares(f"the share of {challenger.variant} must be above 0 and below 1")
+        if challenger.variant == route.variant:
+            raise _bad_shares(f"{challenger.variant} is the default of {route.name!r}, which has the rest")
+    if sum(challenger.share for challenger in challengers) >= 1:
+        raise _bad_shares("the shares must leave something for the default: together they must be below 1")
+    return challengers
+
+
+def _bad_shares(problem: str) -> InvalidRequest:
+    return InvalidRequest(problem, param="challengers", code="invalid_value")
 
 
 def _declare(
@@ -259,4 +329,6 @@ def _version_state(connection: Connection, ref: str, param: str) -> tuple[Versio
 
 
 def _route(row: Row[Any]) -> Route:
-    return Route(row.name, row.variant, tuple(row.history), row.created, parse_policy(row.policy))
+    challengers = tuple(Challenger(variant, share) for variant, share in sorted(row.challengers.items()))
+    policy = parse_policy(row.policy)
+    return Route(row.name, row.variant, tuple(row.history), row.created, policy, challengers)

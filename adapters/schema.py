@@ -75,6 +75,7 @@ routes = sa.Table(
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("variant", sa.Text, nullable=False),
     sa.Column("history", sa.JSON, nullable=False),
+    sa.Column("challengers", sa.JSON, nullable=False, server_default=sa.text("'{}'")),
     sa.Column("policy", sa.JSON, nullable=False, server_default=sa.text("'{}'")),
     sa.Column("created", sa.Double, nullable=False),
 )

@@ -1,17 +1,24 @@
 """From the `model` a client asks for to what answers it. Pure: values in, values out.
 
+Where a route's traffic is split, each unit (an end user, a conversation, else the request alone) gets one of its
+variants by weighted rendezvous hashing (Thaler & Ravishankar 1998; with weights, Schindelhauer & Schomaker 2005): no
+state, the same answer in every process, and when one variant's share grows only units that it wins are moved.
+
 `Snapshot` is everything the hot path needs of the registry, immutable and swapped whole: a request reads it
 once, when it begins, and keeps what it read. Knows no engine's health and no database.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from adapters.errors import NotFound, Unavailable
 from adapters.keys import Key
 from adapters.registry import RegistryRows
+from adapters.routes import Route
 from adapters.versions import VersionRecord, VersionState
 
 
@@ -35,6 +42,14 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Arm:
+    """One of the variants that a route's traffic is split among."""
+
+    target: Target
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """One entry of GET /v1/models."""
 
@@ -53,11 +68,15 @@ class Snapshot:
     targets: Mapping[str, Target]
     models: tuple[Model, ...]
     wanted: tuple[VersionRecord, ...]
-    """The versions that engines should hold: those under test and those proved."""
+    """The versions that engines should hold: candidates, those under test and those proved."""
     leaving: tuple[VersionRecord, ...]
     """The versions that engines should give up."""
     waiting: Mapping[str, str]
     """Names that exist but cannot answer, and why."""
+    arms: Mapping[str, tuple[Arm, ...]] = field(default_factory=dict)
+    """Of the routes that are split, the default first. Their shares add up to 1."""
+    candidates: Mapping[str, Target] = field(default_factory=dict)
+    """What only an evaluation may ask."""
     keys: Mapping[str, Key] = field(default_factory=dict)
     """Keys in use, by the digest of their secret."""
     keyed: bool = False
@@ -73,6 +92,8 @@ def build(rows: RegistryRows, served: Collection[str]) -> Snapshot:
     targets = {name: _target(name, name, None) for name in bases}
     models = [Model(base.name, int(base.created), "base", None) for base in bases.values()]
     waiting: dict[str, str] = {}
+    arms: dict[str, tuple[Arm, ...]] = {}
+    candidates: dict[str, Target] = {}
     for version in rows.versions:
         if version.base_model not in bases:
             waiting[version.ref] = f"no engine here serves its base model '{version.base_model}'"
@@ -81,6 +102,8 @@ def build(rows: RegistryRows, served: Collection[str]) -> Snapshot:
             models.append(Model(version.ref, int(version.created), "version", version.base_model))
         else:
             waiting[version.ref] = _why(version)
+            if version.state is VersionState.CANDIDATE:
+                candidates[version.ref] = _target(version.ref, version.base_model, version)
     for route in rows.routes:
         variant = targets.get(route.variant)
         if variant is None:
@@ -89,8 +112,11 @@ def build(rows: RegistryRows, served: Collection[str]) -> Snapshot:
             )
             continue
         targets[route.name] = _target(route.name, variant.base, variant.version)
+        split = _arms(route, targets)
+        if len(split) > 1:
+            arms[route.name] = split
         models.append(Model(route.name, int(route.created), "route", route.variant))
-    wanted = (VersionState.STAGED, VersionState.PROVED)
+    wanted = (VersionState.CANDIDATE, VersionState.STAGED, VersionState.PROVED)
     return Snapshot(
         revision=rows.revision,
         targets=targets,
@@ -98,14 +124,21 @@ def build(rows: RegistryRows, served: Collection[str]) -> Snapshot:
         wanted=tuple(v for v in rows.versions if v.state in wanted and v.base_model in bases),
         leaving=tuple(v for v in rows.versions if v.state not in wanted),
         waiting=waiting,
+        arms=arms,
+        candidates=candidates,
         keys={key.digest: key for key in rows.keys},
         keyed=rows.keys_required,
     )
 
 
-def resolve(snapshot: Snapshot, model: str) -> Target:
-    """What answers `model`. Raises NotFound, or Unavailable for a version still being proved."""
+def resolve(snapshot: Snapshot, model: str, may_evaluate: bool = False) -> Target:
+    """What answers `model`; a candidate only where the caller may evaluate.
+
+    Raises NotFound, or Unavailable for a version still being proved.
+    """
     target = snapshot.targets.get(model)
+    if target is None and may_evaluate:
+        target = snapshot.candidates.get(model)
     if target is not None:
         return target
     if model in snapshot.waiting:
@@ -122,6 +155,36 @@ def resolve(snapshot: Snapshot, model: str) -> Target:
     )
 
 
+def choose(snapshot: Snapshot, target: Target, unit: str) -> tuple[Target, float]:
+    """Which variant of a target answers a unit, and with what probability it was to be that one."""
+    arms = snapshot.arms.get(target.name)
+    if arms is None:
+        return target, 1.0
+    chosen = max(arms, key=lambda arm: _score(arm, unit))
+    return chosen.target, chosen.share
+
+
+def _score(arm: Arm, unit: str) -> float:
+    """The weight over an exponential variate that the unit and the variant decide: the greatest wins as often as its
+    share says."""
+    name = arm.target.version.ref if arm.target.version else arm.target.base
+    told = f"{arm.target.name}\0{name}\0{unit}".encode("utf-8", "surrogatepass")
+    drawn = int.from_bytes(hashlib.blake2b(told, digest_size=8).digest())
+    return arm.share / -math.log((drawn + 0.5) / 2**64)
+
+
+def _arms(route: Route, targets: Mapping[str, Target]) -> tuple[Arm, ...]:
+    """Challengers that cannot answer leave their share to the default."""
+    able = [each for each in route.challengers if each.variant in targets]
+    rest = 1.0 - math.fsum(challenger.share for challenger in able)
+    first = Arm(targets[route.name], rest)
+    return (first, *(Arm(_renamed(targets[each.variant], route.name), each.share) for each in able))
+
+
+def _renamed(variant: Target, name: str) -> Target:
+    return _target(name, variant.base, variant.version)
+
+
 def _target(name: str, base: str, version: VersionRecord | None) -> Target:
     adapter = f"{version.ref} {version.digest}" if version else "base"
     headers = ((b"x-burnish-adapter", adapter.encode()), (b"x-burnish-route", name.encode()))
@@ -131,4 +194,6 @@ def _target(name: str, base: str, version: VersionRecord | None) -> Target:
 def _why(version: VersionRecord) -> str:
     if version.state is VersionState.STAGED:
         return "it is being loaded and proved"
+    if version.state is VersionState.CANDIDATE:
+        return "it is being evaluated"
     return f"it is {version.state.value}" + (f": {version.reason}" if version.reason else "")

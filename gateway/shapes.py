@@ -15,7 +15,7 @@ from adapters.keys import Key
 from adapters.lineage import Lineage
 from adapters.placements import Placement
 from adapters.policy import policy_json
-from adapters.routes import Route
+from adapters.routes import Route, shares_of
 from adapters.versions import VersionRecord
 
 
@@ -82,6 +82,7 @@ def route_shape(route: Route) -> dict[str, Any]:
         "id": route.name,
         "object": "route",
         "variant": route.variant,
+        "challengers": shares_of(route),
         "history": list(route.history),
         "created": int(route.created),
         "policy": policy_json(route.policy),

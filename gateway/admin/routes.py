@@ -26,6 +26,12 @@ class Change(Body):
     policy: dict[str, Any]
 
 
+class Challengers(Body):
+    """The shares of the traffic, by variant; all of them."""
+
+    challengers: dict[str, float]
+
+
 class Promotion(Body):
     variant: str
 
@@ -66,6 +72,13 @@ async def delete_route(name: str, runtime: TheRuntime, caller: Admin) -> dict[st
 async def promote(name: str, body: Promotion, runtime: TheRuntime, caller: Admin) -> dict[str, Any]:
     """Makes the variant the route's default; requests in flight keep the one they began with."""
     return route_shape(await change(runtime, runtime.routes.promote, name, body.variant, actor(caller)))
+
+
+@router.put("/{name}/challengers")
+async def challenge(name: str, body: Challengers, runtime: TheRuntime, caller: Admin) -> dict[str, Any]:
+    """Gives variants shares of the traffic beside the default; those not named lose theirs."""
+    challenge = runtime.routes.challenge
+    return route_shape(await change(runtime, challenge, name, body.challengers, actor(caller)))
 
 
 @router.post("/{name}/rollback")

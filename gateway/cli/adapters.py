@@ -82,7 +82,7 @@ def show(
         shape = _shape(records, version)
         if (lineage := lineage_of(records.db, version)) is not None:
             shape["lineage"] = lineage_shape(lineage, completions_behind(records.db, version))
-        routes = [route.name for route in records.routes.list() if route.variant == ref]
+        routes = [route.name for route in records.routes.list() if ref in route.variants]
     if as_json:
         terminal.print_json(shape)
     else:
@@ -94,7 +94,7 @@ def card(context: typer.Context, ref: Annotated[str, typer.Argument(help="NAME@N
     """Print the model card that a version's run has written."""
     with open_records(context) as records:
         version = records.registry.version(ref)
-        file = records.settings.card(version.digest)
+        file = records.settings.card(version.ref)
     if not file.is_file():
         raise NotFound(f"{ref} has no card: none is written for adapters that were imported by hand")
     print(file.read_text(), end="")
@@ -212,9 +212,9 @@ def _what_now(records: Records, version: VersionRecord, alive: bool) -> str:
         return "it will be loaded and proved when serving starts: burnish serve"
     if version.state is VersionState.STAGED:
         return f"it is being loaded and proved: burnish adapters show {version.ref}"
-    routes = [route.name for route in records.routes.list() if route.variant == version.ref]
+    routes = [route.name for route in records.routes.list() if version.ref in route.variants]
     if routes:
-        return f"it is the default of route {', '.join(routes)}"
+        return f"it answers for route {', '.join(routes)}"
     return f"it answers as {version.ref}; to make it the default: burnish promote {version.ref}"
 
 
@@ -271,7 +271,7 @@ def _fields(shape: dict[str, Any]) -> dict[str, str]:
 
 def _lineage_fields(shape: dict[str, Any], routes: list[str]) -> dict[str, str]:
     """Where the version comes from and where it serves, a line each."""
-    fields = {"default of": ", ".join(routes) or "no route"}
+    fields = {"answers for": ", ".join(routes) or "no route"}
     lineage = shape.get("lineage")
     if lineage is None:
         return fields

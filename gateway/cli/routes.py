@@ -48,6 +48,7 @@ def show(context: typer.Context, name: Name, as_json: Json = False) -> None:
     fields = {
         "route": route.name,
         "variant": route.variant,
+        "challengers": ", ".join(f"{each.variant} {each.share:.1%}" for each in route.challengers) or "none",
         "before": ", ".join(reversed(route.history)) or "nothing",
         "training": _training(route),
         "created": terminal.moment(route.created),
@@ -72,6 +73,22 @@ def policy(
         routes = records.routes
         route = routes.change_policy(name, parts, records.actor) if parts else routes.get(name)
     terminal.print_json(policy_json(route.policy))
+
+
+@app.command("challenge")
+def challenge(
+    context: typer.Context,
+    name: Name,
+    shares: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="VARIANT=SHARE...", help="such as support@3=0.05; none: the default has all"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Give variants a share of a route's traffic beside its default; those not named lose theirs."""
+    wanted = dict(_share(text) for text in shares or ())
+    with open_records(context) as records:
+        _print(records.routes.challenge(name, wanted, records.actor), as_json)
 
 
 @app.command("create")
@@ -135,6 +152,14 @@ def _read(file: Path) -> dict[str, Any]:
     return value
 
 
+def _share(text: str) -> tuple[str, float]:
+    variant, _, share = text.rpartition("=")
+    try:
+        return variant, float(share)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not VARIANT=SHARE, such as support@3=0.05.") from None
+
+
 def _assign(parts: dict[str, Any], assignment: str) -> None:
     """`training.enabled=true` into nested objects; a value that is no JSON is a text."""
     key, equals, text = assignment.partition("=")
@@ -158,3 +183,5 @@ def _print(route: Route, as_json: bool) -> None:
         return
     before = f"  (before: {route.history[-1]})" if route.history else ""
     print(f"{route.name} -> {route.variant}{before}")
+    for challenger in route.challengers:
+        print(f"  {challenger.share:.1%} -> {challenger.variant}")

@@ -181,6 +181,9 @@ def upgrade() -> None:
     op.create_index(op.f("ix_job_events_job_id"), "job_events", ["job_id"], unique=False)
     op.add_column("keys", sa.Column("records", sa.Boolean(), server_default=sa.true(), nullable=False))
     op.add_column("keys", sa.Column("expires", sa.Double(), nullable=True))
+    op.add_column(
+        "routes", sa.Column("challengers", sa.JSON(), server_default=sa.text("'{}'"), nullable=False)
+    )
     op.add_column("routes", sa.Column("policy", sa.JSON(), server_default=sa.text("'{}'"), nullable=False))
 
 
@@ -203,3 +206,4 @@ def downgrade() -> None:
         keys.drop_column("records")
     with op.batch_alter_table("routes") as routes:
         routes.drop_column("policy")
+        routes.drop_column("challengers")

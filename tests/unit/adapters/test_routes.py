@@ -12,7 +12,7 @@ from adapters.changes import events
 from adapters.database import Database
 from adapters.errors import Conflict, InvalidRequest, NotFound
 from adapters.registry import Registry
-from adapters.routes import HISTORY_LIMIT, Route, Routes
+from adapters.routes import HISTORY_LIMIT, Challenger, Route, Routes
 from adapters.versions import VersionState
 from tests.lora import TINY_CONFIG, write_lora
 
@@ -220,3 +220,75 @@ def test_a_route_forgets_only_its_oldest_defaults() -> None:
         route = route.promoted(f"m{index}")
     assert len(route.history) == HISTORY_LIMIT
     assert (route.history[0], route.history[-1]) == ("m10", f"m{HISTORY_LIMIT + 9}")
+
+
+# -- challengers -----------------------------------------------------------------------------------
+def test_challengers_get_shares_and_the_default_keeps_the_rest(
+    routes: Routes, proved: list[str], db: Database
+) -> None:
+    route = routes.challenge("support", {"support@3": 0.05, "support@2": 0.1}, "anna")
+    assert route.challengers == (Challenger("support@2", 0.1), Challenger("support@3", 0.05))
+    assert routes.get("support") == route
+    assert route.variants == ("support@1", "support@2", "support@3")
+    revision = routes.challenge("support", {"support@2": 0.1, "support@3": 0.05}, "anna")
+    assert revision == route, "the same again changes nothing"
+    told = events(db)[0]
+    assert told.action == "route.challenged"
+    assert told.detail["challengers"] == {"support@2": 0.1, "support@3": 0.05}
+    assert routes.challenge("support", {}, "anna").challengers == ()
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [
+        {"support@2": 0.0},
+        {"support@2": 1.0},
+        {"support@2": -0.1},
+        {"support@2": float("nan")},
+        {"support@1": 0.1},
+        {"support@2": 0.6, "support@3": 0.4},
+    ],
+)
+def test_shares_that_cannot_be_are_refused(
+    routes: Routes, proved: list[str], shares: dict[str, float]
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        routes.challenge("support", shares, "anna")
+    assert caught.value.param == "challengers"
+    assert routes.get("support").challengers == ()
+
+
+def test_promise_04_only_a_proved_version_can_be_a_challenger(
+    routes: Routes, registry: Registry, proved: list[str]
+) -> None:
+    registry.set_state("support@2", VersionState.QUARANTINED, "why", "anna")
+    with pytest.raises(Conflict) as caught:
+        routes.challenge("support", {"support@2": 0.1}, "anna")
+    assert code(caught) == "version_not_ready"
+    with pytest.raises(NotFound):
+        routes.challenge("support", {"support@9": 0.1}, "anna")
+
+
+def test_a_challenger_that_is_promoted_is_none_any_more(routes: Routes, proved: list[str]) -> None:
+    routes.challenge("support", {"support@2": 0.1, "support@3": 0.2}, "anna")
+    route = routes.promote("support", "support@2", "anna")
+    assert (route.variant, route.challengers) == ("support@2", (Challenger("support@3", 0.2),))
+
+
+def test_a_rollback_sends_everybody_back(routes: Routes, proved: list[str]) -> None:
+    routes.promote("support", "support@2", "anna")
+    routes.challenge("support", {"support@3": 0.2}, "anna")
+    route = routes.rollback("support", actor="anna")
+    assert (route.variant, route.challengers) == ("support@1", ())
+    assert routes.get("support").challengers == ()
+
+
+def test_a_challenger_is_not_removed_while_it_has_a_share(
+    routes: Routes, registry: Registry, proved: list[str]
+) -> None:
+    routes.challenge("support", {"support@2": 0.2}, "anna")
+    with pytest.raises(Conflict) as caught:
+        registry.begin_remove("support@2", "anna")
+    assert code(caught) == "version_in_use"
+    routes.challenge("support", {}, "anna")
+    registry.begin_remove("support@2", "anna")

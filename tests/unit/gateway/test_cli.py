@@ -215,6 +215,15 @@ def test_a_route_of_another_name_is_promoted_and_rolled_back_by_name(cli: Cli, t
     assert "beta" not in cli.run("routes", "list").stdout
 
 
+def test_a_challenger_gets_its_share_and_loses_it(cli: Cli, two_versions: None) -> None:
+    told = cli.run("routes", "challenge", "support", "support@2=0.05").stdout
+    assert told == "support -> support@1\n  5.0% -> support@2\n"
+    assert cli.json("routes", "show", "support")["challengers"] == {"support@2": 0.05}
+    assert "below 1" in cli.refused("routes", "challenge", "support", "support@2=1.5")
+    assert "not VARIANT=SHARE" in cli.refused("routes", "challenge", "support", "support@2", status=2)
+    assert cli.run("routes", "challenge", "support").stdout == "support -> support@1\n"
+
+
 def test_an_unproved_version_is_not_promoted(cli: Cli, lora: Path, two_versions: None) -> None:
     cli.run("adapters", "add", "support", str(lora))
     line = cli.refused("promote", "support@3")
@@ -226,7 +235,7 @@ def test_removing_ends_at_once_when_nothing_serves(cli: Cli, registry: Registry,
     digest = registry.version("support@2").digest
     assert cli.run("adapters", "remove", "support@2").stdout == "support@2  removed\n"
     assert not registry.artifacts.exists(digest)
-    assert "default of route support" in cli.refused("adapters", "remove", "support@1")
+    assert "answers for route support" in cli.refused("adapters", "remove", "support@1")
     removed = cli.json("adapters", "list", "--removed")["data"][1]
     assert (removed["id"], removed["state"]) == ("support@2", "removed")
 
