@@ -1,6 +1,6 @@
 """/v1/files and /v1/uploads: OpenAI's files, whole or in parts. A key sees its own; an admin's key sees all.
 
-Owns the HTTP shapes. Bytes go to disk as they come; where they lie and how long is `adapters.files`' affair.
+Owns the HTTP shapes. Bytes go to disk as they come; where they lie and how long is `adapters.files`' and `uploads`' affair.
 """
 
 from __future__ import annotations
@@ -16,16 +16,8 @@ from fastapi.responses import FileResponse
 from pydantic import Field
 
 from adapters.errors import InvalidRequest
-from adapters.files import (
-    MAX_FILE_BYTES,
-    MAX_PART_BYTES,
-    SENT,
-    Files,
-    Purpose,
-    Staged,
-    StoredFile,
-    Upload,
-)
+from adapters.files import MAX_FILE_BYTES, SENT, Files, Purpose, Staged, StoredFile
+from adapters.uploads import MAX_PART_BYTES, Upload
 from gateway.access import Caller
 from gateway.admin import refuse_foreign_pages
 from gateway.admin.bodies import Body, BoundedRoute
@@ -139,7 +131,7 @@ async def create_upload(body: NewUpload, runtime: TheRuntime, caller: Anybody) -
     purpose = _sent_purpose(body.purpose)
     seconds = None if body.expires_after is None else body.expires_after.seconds
     upload = await asyncio.to_thread(
-        runtime.files.start, body.filename, purpose, body.bytes, caller.key_id, seconds
+        runtime.uploads.start, body.filename, purpose, body.bytes, caller.key_id, seconds
     )
     return upload_shape(upload, None)
 
@@ -147,12 +139,12 @@ async def create_upload(body: NewUpload, runtime: TheRuntime, caller: Anybody) -
 @parts_router.post("/{upload_id}/parts", openapi_extra=_form("data"))
 async def add_part(upload_id: str, request: Request, runtime: TheRuntime, caller: Anybody) -> dict[str, Any]:
     """Adds a part, as `data`. Parts may come in any order; the completion says which is the right one."""
-    await asyncio.to_thread(runtime.files.upload, upload_id, caller.key_id, caller.is_admin)
+    await asyncio.to_thread(runtime.uploads.get, upload_id, caller.key_id, caller.is_admin)
     with _one_file(runtime.files, "data", MAX_PART_BYTES) as (names, staged, open_file):
         await receive_form(request, (), open_file, MAX_PART_BYTES + FRAMING_BYTES)
         _need(names, "data")
         part = await asyncio.to_thread(
-            runtime.files.add_part, upload_id, staged, caller.key_id, caller.is_admin
+            runtime.uploads.add_part, upload_id, staged, caller.key_id, caller.is_admin
         )
     return {"id": part, "object": "upload.part", "created_at": int(time.time()), "upload_id": upload_id}
 
@@ -163,14 +155,14 @@ async def complete_upload(
 ) -> dict[str, Any]:
     """Joins the parts in the order given; the number of bytes and `md5` must be right."""
     upload, file = await asyncio.to_thread(
-        runtime.files.complete, upload_id, body.part_ids, body.md5, caller.key_id, caller.is_admin
+        runtime.uploads.complete, upload_id, body.part_ids, body.md5, caller.key_id, caller.is_admin
     )
     return upload_shape(upload, file)
 
 
 @uploads_router.post("/{upload_id}/cancel")
 async def cancel_upload(upload_id: str, runtime: TheRuntime, caller: Anybody) -> dict[str, Any]:
-    upload = await asyncio.to_thread(runtime.files.cancel, upload_id, caller.key_id, caller.is_admin)
+    upload = await asyncio.to_thread(runtime.uploads.cancel, upload_id, caller.key_id, caller.is_admin)
     return upload_shape(upload, None)
 
 

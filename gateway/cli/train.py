@@ -11,12 +11,13 @@ from typing import Annotated
 import typer
 
 from adapters.errors import InvalidRequest
-from adapters.files import MAX_UPLOAD_BYTES, Files, Purpose, Staged, StoredFile
+from adapters.files import Files, Purpose, Staged, StoredFile
 from adapters.hyperparameters import check_hyperparameters
 from adapters.jobs import EventDraft, Job, Jobs
 from adapters.policy import Method, Release
 from adapters.rows import Checked, RowKind, bounded_lines, examine
 from adapters.triggers import enqueue_route_training
+from adapters.uploads import MAX_UPLOAD_BYTES
 from gateway.cli import terminal
 from gateway.cli.follow import NO_WORKER, follow
 from gateway.cli.jobs import tell_end
