@@ -7,7 +7,8 @@ be imported again and is the same rows. Does not parse: `rows` does.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import islice
@@ -20,14 +21,15 @@ from sqlalchemy.engine import Connection
 from adapters import schema
 from adapters.completions import Completion, Status, completions_by_id, insert_completions
 from adapters.database import Database
+from adapters.draw import rows_of
 from adapters.errors import RowError
 from adapters.feedback import Feedback, feedback_of, insert_feedback, last_words
 from adapters.policy import RATING, RoutePolicy
 from adapters.records import existing_version
 from adapters.routes import Route, existing_route, find_route
-from adapters.rows import Message, Prompt, Row, RowKind, parse_training, row_id
+from adapters.rows import Row, RowKind, parse_training
 from adapters.triggers import maybe_enqueue
-from adapters.turns import answer_of, prompt_of, tools_of
+from adapters.turns import answer_of, words_of
 from adapters.versions import is_ref
 
 SOURCE = "import"
@@ -174,71 +176,9 @@ def export_lines(connection: Connection, route: str | None, format: ExportFormat
             if judged.route not in policies:
                 found = find_route(connection, judged.route)
                 policies[judged.route] = found.policy if found else RoutePolicy()
-            for row in _in_format(
-                rows_of(judged, said[id], completions, policies[judged.route]), judged, format
-            ):
+            rows = rows_of(last_words(said[id]), completions, policies[judged.route], Counter())
+            for row in _in_format(rows, judged, format):
                 yield orjson.dumps(_line(row, judged.route, format)) + b"\n"
-
-
-def rows_of(
-    judged: Completion,
-    feedbacks: Iterable[Feedback],
-    completions: Mapping[str, Completion],
-    policy: RoutePolicy,
-) -> list[Row]:
-    """What there is to learn from all that was said of one completion. `completions` has those it was preferred over."""
-    prompt, answer = prompt_of(judged), _given(judged)
-    if not prompt:  # asked by token ids: nothing that a file could hold
-        return []
-    whole = judged.status in (Status.COMPLETE, Status.IMPORTED)
-    rows = []
-    for said in last_words(feedbacks):
-        if said.demonstration is not None:
-            worse = answer if whole and answer != said.demonstration else None
-            kind = RowKind.DEMONSTRATION if worse is None else RowKind.PREFERENCE
-            rows.append(_row(kind, judged, said, prompt, said.demonstration, worse))
-        other = completions.get(said.preferred_over or "")
-        worse = _given(other) if other is not None else None
-        if whole and answer is not None and worse is not None and worse != answer:
-            rows.append(_row(RowKind.PREFERENCE, judged, said, prompt, answer, worse))
-        score = policy.score(said.name)
-        liked = score.liked(said.value) if score is not None and said.value is not None else None
-        if whole and answer is not None and liked is not None:
-            rows.append(_row(RowKind.LABEL, judged, said, prompt, answer, liked=liked))
-    return rows
-
-
-def _row(
-    kind: RowKind,
-    judged: Completion,
-    said: Feedback,
-    prompt: Prompt,
-    answer: Message,
-    rejected: Message | None = None,
-    liked: bool | None = None,
-) -> Row:
-    tools = tools_of(judged)
-    return Row(
-        id=row_id(kind, prompt, answer, rejected, liked, tools),
-        kind=kind,
-        prompt=prompt,
-        answer=answer,
-        rejected=rejected,
-        liked=liked,
-        tools=tools,
-        unit=judged.unit,
-        key_id=said.key_id,
-        user=said.user,
-        completion_id=judged.id,
-        feedback_id=said.id,
-        created=said.created,
-    )
-
-
-def _given(completion: Completion) -> Message | None:
-    """What was answered, without what is not there: as a file holds it, and a demonstration is stored."""
-    answer = answer_of(completion)
-    return None if answer is None else {name: value for name, value in answer.items() if value is not None}
 
 
 def _judged_ids(connection: Connection, route: str | None) -> list[str]:
@@ -258,8 +198,8 @@ def _in_format(rows: list[Row], judged: Completion, format: ExportFormat) -> lis
         case ExportFormat.KTO:
             return [row for row in rows if row.kind is RowKind.LABEL]
         case ExportFormat.CHAT:
-            given = _given(judged)
-            better = [row for row in rows if row.kind is not RowKind.LABEL and row.answer != given]
+            given = words_of(answer_of(judged) or {})
+            better = [row for row in rows if row.kind is not RowKind.LABEL and words_of(row.answer) != given]
             liked = [row for row in rows if row.liked]
             return [replace(row, kind=RowKind.DEMONSTRATION) for row in better or liked[:1]]
 

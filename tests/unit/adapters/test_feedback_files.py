@@ -203,9 +203,10 @@ def test_recorded_requests_are_exported_by_what_was_said_of_them(db: Database, r
     said(db, Draft(one.id, value=False, demonstration="Paris."))
     said(db, Draft(other.id, preferred_over=one.id))
     said(db, Draft(other.id, comment="nice"))
-    rows = parsed(*exported(db))
-    assert [row.kind for row in rows] == [RowKind.PREFERENCE, RowKind.LABEL, RowKind.PREFERENCE]
-    assert [row.answer["content"] for row in rows] == ["Paris.", "Lyon", "Paris"]
+    said(db, Draft(stored(db, answer="Rome", user="u1").id, value=False))
+    rows = parsed(*exported(db))  # whoever corrects an answer has said more with it than by their thumb
+    assert [row.kind for row in rows] == [RowKind.PREFERENCE, RowKind.PREFERENCE, RowKind.LABEL]
+    assert [row.answer["content"] for row in rows] == ["Paris.", "Paris", "Rome"]
     assert {row.user for row in rows} == {"u1"}
     line = exported(db)[0]
     assert (line["completion_id"], line["route"]) == (one.id, "support")
