@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from adapters.engine_settings import EngineSettings
+from adapters.engine_settings import DEFAULT_MODEL, EngineSettings
 from adapters.settings import Settings
 
 MANIFEST = "burnish.json"
@@ -29,7 +29,8 @@ def weights_path(settings: Settings, engine: EngineSettings) -> Path:
 
 def chat_template(engine: EngineSettings) -> Path | None:
     """The template that an engine we start is given in place of its weights' own; None: their own."""
-    return SMOLLM2_TEMPLATE if engine.weights is None else None
+    is_default = engine.kind == "supervised" and engine.weights is None and engine.model == DEFAULT_MODEL
+    return SMOLLM2_TEMPLATE if is_default else None
 
 
 def weights_digest(settings: Settings, path: Path) -> str | None:

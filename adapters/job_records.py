@@ -140,6 +140,13 @@ def active_job_of(connection: Connection, route: str) -> Job | None:
     return _newest(connection, route, schema.jobs.c.state.not_in([state.value for state in ENDED]))
 
 
+def open_jobs(connection: Connection) -> frozenset[str]:
+    """The ids of the jobs that have not ended."""
+    table = schema.jobs
+    query = sa.select(table.c.id).where(table.c.state.not_in([state.value for state in ENDED]))
+    return frozenset(connection.execute(query).scalars())
+
+
 def latest_job_of(connection: Connection, route: str) -> Job | None:
     """The route's newest job, ended or not."""
     return _newest(connection, route, sa.true())

@@ -81,15 +81,8 @@ class Placements:
             connection.execute(sa.delete(schema.placements).where(schema.placements.c.engine == engine))
 
     def list(self, engine: str | None = None, ref: str | None = None) -> tuple[Placement, ...]:
-        table = schema.placements
-        query = sa.select(table).order_by(table.c.engine, table.c.name, table.c.number)
-        if engine is not None:
-            query = query.where(table.c.engine == engine)
-        if ref is not None:
-            name, number = parse_ref(ref)
-            query = query.where(table.c.name == name, table.c.number == number)
         with self._db.read() as connection:
-            return tuple(_placement(row) for row in connection.execute(query))
+            return placements_of(connection, ref, engine)
 
     def heartbeat(self, gateway: str, url: str, now: float | None = None) -> None:
         """The gateway of that id is alive and listens at `url`."""
@@ -111,6 +104,20 @@ class Placements:
         )
         with self._db.read() as connection:
             return tuple(Gateway(row.id, row.url, row.heartbeat) for row in connection.execute(query))
+
+
+def placements_of(
+    connection: Connection, ref: str | None = None, engine: str | None = None
+) -> tuple[Placement, ...]:
+    """Of one version, of one engine, or all, in the caller's transaction."""
+    table = schema.placements
+    query = sa.select(table).order_by(table.c.engine, table.c.name, table.c.number)
+    if engine is not None:
+        query = query.where(table.c.engine == engine)
+    if ref is not None:
+        name, number = parse_ref(ref)
+        query = query.where(table.c.name == name, table.c.number == number)
+    return tuple(_placement(row) for row in connection.execute(query))
 
 
 def _upsert(

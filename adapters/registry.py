@@ -1,14 +1,15 @@
 """The registry: which base models and adapter versions there are, and what state each version is in.
 
-Owns the `base_models`, `adapters` and `versions` tables, the import of an adapter and its removal. Does not know
-which engine holds what (`placements`), nor how a version is proved: the reconciler does that and says so here.
+Owns the `base_models`, `adapters` and `versions` tables, the import of an adapter, its approval and its removal.
+Does not know which engine holds what (`placements`), nor how a version is proved: the reconciler and a run's gate do
+that and say so here.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from sqlalchemy.engine import Connection
 from adapters.artifacts import ABANDONED_SECONDS, ArtifactStore
 from adapters.changes import changing, record, revision
 from adapters.database import Database
-from adapters.errors import Conflict, NotFound
+from adapters.errors import Conflict, InvalidRequest, NotFound
+from adapters.job_records import check, open_jobs
 from adapters.keys import Key, all_keys
 from adapters.records import (
     LIVE,
@@ -47,8 +49,8 @@ class RegistryRows:
     base_models: tuple[BaseModel, ...]
     versions: tuple[VersionRecord, ...]  # removed ones left out
     routes: tuple[Route, ...]
-    keys: tuple[Key, ...]  # revoked ones left out
-    keys_required: bool  # a key was made at some time, even if all are revoked now
+    keys: tuple[Key, ...]  # revoked ones left out; passes are among them
+    keys_required: bool  # a key (no pass) was made at some time, even if all are revoked now
 
 
 class Registry:
@@ -105,13 +107,21 @@ class Registry:
         max_rank: int = 64,
         origin: str = "import",
         approval: Mapping[str, Any] | None = None,
+        state: VersionState = VersionState.STAGED,
+        fingerprint: Mapping[str, Any] | None = None,
+        token: int | None = None,
         now: float | None = None,
     ) -> VersionRecord:
         """A new version of adapter `name` from a PEFT directory, state `staged`; the first makes the route too.
 
         The same files under the same name are the version that they already are; one that had failed is tried
-        again. `approval` is the gate's; without one the import counts as the actor's override. Raises InvalidRequest, PreflightError, NotFound, Conflict.
+        again. `approval` is the gate's; without one the import counts as the actor's override. With `state`
+        CANDIDATE it is its run's alone and makes no route; `settle` decides. `fingerprint`: what the trainer saw,
+        which every engine must agree with. With a `token`, only for the worker that holds the job `origin`.
+        Raises InvalidRequest, PreflightError, NotFound, Conflict, StaleWorker.
         """
+        if state not in (VersionState.STAGED, VersionState.CANDIDATE):
+            raise ValueError("an import is staged or a candidate")
         from adapters import preflight  # numpy takes longer to import than most verbs of the CLI
 
         at = _at(now)
@@ -126,6 +136,8 @@ class Registry:
             )
             digest = staged.digest  # hashing is slow, so: outside the transaction
             with changing(self._db) as connection:
+                if token is not None:
+                    check(connection, origin, token)
                 # Removals delete files inside a `changing` transaction too, so none can come between the rename
                 # and the row. If the row is refused, the files lie there unused until the next `sweep`.
                 size_bytes = staged.publish().size_bytes
@@ -138,11 +150,11 @@ class Registry:
                     rank=facts.rank,
                     target_modules=facts.target_modules,
                     size_bytes=size_bytes,
-                    state=VersionState.STAGED,
+                    state=state,
                     reason=None,
                     origin=origin,
                     approval=dict(approval or override),
-                    fingerprint=None,
+                    fingerprint=None if fingerprint is None else dict(fingerprint),
                     created=at,
                 )
                 return _add_version(connection, version, actor)
@@ -179,17 +191,48 @@ class Registry:
             record(connection, actor=actor, action="adapter.fingerprinted", subject=ref, now=_at(now))
             return existing_version(connection, ref)
 
+    def approve(self, ref: str, actor: str, reason: str, now: float | None = None) -> VersionRecord:
+        """A rejected version is to be proved all the same, by a person's word, which is kept with it.
+
+        Raises InvalidRequest without a reason, NotFound, Conflict(code="state_conflict").
+        """
+        at = _at(now)
+        with changing(self._db) as connection:
+            version = existing_version(connection, ref)
+            if version.state is not VersionState.REJECTED:
+                raise Conflict(
+                    f"{ref} is {version.state}, and only a rejected version needs a person's approval",
+                    code="state_conflict",
+                )
+            approved = _overridden(connection, version, actor, reason, at)
+            _ensure_route(connection, approved, actor, at)
+            return move_version(connection, approved, VersionState.STAGED, None, actor, at)
+
+    def release(self, ref: str, actor: str, reason: str, now: float | None = None) -> VersionRecord:
+        """A quarantined version is to be proved again. The person's word stands for a gate that it did not pass.
+
+        Raises InvalidRequest without a reason, NotFound, Conflict(code="state_conflict").
+        """
+        at = _at(now)
+        with changing(self._db) as connection:
+            version = existing_version(connection, ref)
+            if version.state is not VersionState.QUARANTINED:
+                raise Conflict(f"{ref} is {version.state}, not quarantined", code="state_conflict")
+            released = _overridden(connection, version, actor, reason, at)
+            return move_version(connection, released, VersionState.STAGED, None, actor, at)
+
     def begin_remove(self, ref: str, actor: str, now: float | None = None) -> VersionRecord:
         """Takes a version out of routing for ever; its files stay until `finish_remove`.
 
-        Raises Conflict(code="version_in_use") while it is a route's default.
+        Raises Conflict(code="version_in_use") while it answers for a route.
         """
         with changing(self._db) as connection:
             version = existing_version(connection, ref)
-            users = [route.name for route in all_routes(connection) if route.variant == ref]
+            users = [route.name for route in all_routes(connection) if ref in route.variants]
             if users:
                 raise Conflict(
-                    f"{ref} is the default of route {', '.join(users)}; promote another version or delete the route",
+                    f"{ref} answers for route {', '.join(users)}; promote another version, end its share or delete "
+                    "the route",
                     code="version_in_use",
                 )
             return move_version(connection, version, VersionState.REMOVING, None, actor, _at(now))
@@ -229,7 +272,7 @@ class Registry:
                 versions=find_versions(connection, removed=False),
                 routes=all_routes(connection),
                 keys=tuple(key for key in keys if key.revoked is None),
-                keys_required=bool(keys),
+                keys_required=any(key.expires is None for key in keys),
             )
 
     def _check_adapter_name(self, name: str) -> None:
@@ -262,8 +305,10 @@ def _add_version(connection: Connection, version: VersionRecord, actor: str) -> 
             code="adapter_base_mismatch",
         )
     live = [v for v in find_versions(connection, version.name, removed=False) if v.state in LIVE]
-    same = next((v for v in live if v.digest == version.digest), None)
-    if same is not None and same.state is VersionState.FAILED:  # the engine may have been mended since
+    same = next((v for v in live if _is_same(v, version)), None)
+    is_import = version.state is VersionState.STAGED
+    if same is not None and same.state is VersionState.FAILED and is_import:
+        # the engine may have been mended since
         return move_version(connection, same, VersionState.STAGED, None, actor, version.created)
     if same is not None:
         return same
@@ -277,9 +322,83 @@ def _add_version(connection: Connection, version: VersionRecord, actor: str) -> 
         detail=detail,
         now=version.created,
     )
-    if not live and find_route(connection, version.name) is None:
-        insert_route(connection, Route(version.name, version.ref, (), version.created), actor)
+    if is_import and not any(v.may_serve for v in live):
+        _ensure_route(connection, version, actor, version.created)
     return version
+
+
+def _is_same(known: VersionRecord, new: VersionRecord) -> bool:
+    """Whether an import brings what is there. A candidate is its run's alone, and an import by hand must not put
+    into service what no gate has let through."""
+    if known.digest != new.digest:
+        return False
+    return known.origin == new.origin if new.state is VersionState.CANDIDATE else known.may_serve
+
+
+def settle(
+    connection: Connection,
+    ref: str,
+    passed: bool,
+    approval: Mapping[str, Any],
+    reason: str | None,
+    actor: str,
+    now: float,
+) -> VersionRecord:
+    """The gate's word on a candidate, in the caller's `changing` transaction: proved, and a route of its name if
+    there is none, or rejected for `reason`. Raises NotFound, Conflict(code="state_conflict")."""
+    version = existing_version(connection, ref)
+    if version.state is not VersionState.CANDIDATE:
+        raise Conflict(f"{ref} is {version.state}, and no candidate any more", code="state_conflict")
+    update_version(connection, version, approval=dict(approval))
+    version = replace(version, approval=dict(approval))
+    if not passed:
+        return move_version(connection, version, VersionState.REJECTED, reason, actor, now)
+    version = move_version(connection, version, VersionState.PROVED, None, actor, now)
+    _ensure_route(connection, version, actor, now)
+    return version
+
+
+def withdraw_orphans(db: Database, now: float | None = None) -> tuple[str, ...]:
+    """Rejects the candidates whose run has ended without a word on them: cancelled, failed, or lost for good.
+
+    Their names; engines give them up like any rejected version. Cheap where there are none.
+    """
+    at = _at(now)
+    with db.read() as connection:
+        if not any(v.state is VersionState.CANDIDATE for v in find_versions(connection, removed=False)):
+            return ()
+    with changing(db) as connection:
+        running = open_jobs(connection)
+        orphans = [
+            version
+            for version in find_versions(connection, removed=False)
+            if version.state is VersionState.CANDIDATE and version.origin not in running
+        ]
+        for version in orphans:
+            reason = "its run ended before its gate did"
+            move_version(connection, version, VersionState.REJECTED, reason, "burnish", at)
+    return tuple(version.ref for version in orphans)
+
+
+def _overridden(
+    connection: Connection, version: VersionRecord, actor: str, reason: str, now: float
+) -> VersionRecord:
+    """The version with a person's word in the place of a gate's, unless what is there lets it serve already."""
+    if not reason.strip():
+        raise InvalidRequest("say why: it is kept with the version", param="reason", code="invalid_value")
+    detail = {"reason": reason}
+    record(connection, actor=actor, action="adapter.approved", subject=version.ref, detail=detail, now=now)
+    if version.may_serve:
+        return version
+    approval = {"kind": "override", "by": actor, "reason": reason, "at": now, "over": version.approval}
+    update_version(connection, version, approval=approval)
+    return replace(version, approval=approval)
+
+
+def _ensure_route(connection: Connection, version: VersionRecord, actor: str, now: float) -> None:
+    """A route of the adapter's name, if nothing has that name."""
+    if find_route(connection, version.name) is None:
+        insert_route(connection, Route(version.name, version.ref, (), now), actor)
 
 
 def _refuse_taken(connection: Connection, name: str) -> None:

@@ -117,11 +117,14 @@ class Training(Section):
 
     worker: bool = True
     threads: Annotated[int, Field(ge=0)] = 0
+    nice: bool = True
     memory_gib: Annotated[float, Field(gt=0)] | None = None
     max_attempts: Count = 5
     lease_seconds: Seconds = 30.0
+    accelerate_config: HomePath | None = None
     held_out_share: Annotated[float, Field(gt=0, lt=0.9)] = 0.1
     min_held_out_rows: Count = 8
+    min_held_out_units: Count = 6
     max_share_per_key: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_share_per_user: Annotated[float, Field(gt=0, le=1)] = 0.2
     replay_share: Annotated[float, Field(ge=0, le=1)] = 0.2
@@ -163,6 +166,10 @@ class Settings(Section):
     @property
     def run_root(self) -> Path:
         return self.home / "runs"
+
+    def card(self, ref: str) -> Path:
+        """The model card of a version. Not by digest: two runs may make the same bytes."""
+        return self.home / "cards" / f"{ref}.md"
 
     @property
     def weights_root(self) -> Path:

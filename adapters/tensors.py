@@ -19,14 +19,12 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from adapters.errors import PreflightError
+from adapters.modules import ATTENTION, MLP
 
 LORA_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 LAYER_MODULE = re.compile(
     r"model\.layers\.(?P<layer>0|[1-9][0-9]*)\.(?P<block>self_attn|mlp)\.(?P<kind>[a-z_]+)"
 )
-
-ATTENTION = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
-MLP = frozenset({"gate_proj", "up_proj", "down_proj"})
 
 #: dtype -> (integers of the same width, the mask of the exponent's bits). All exponent bits set: infinite or NaN.
 EXPONENTS: dict[str, tuple[type[np.unsignedinteger[Any]], int]] = {

@@ -67,7 +67,7 @@ REMEDIES: dict[VersionState, str] = {
 
 @dataclass(frozen=True, slots=True)
 class VersionRecord:
-    """One immutable adapter version. Only `state`, `reason` and `fingerprint` ever change."""
+    """One immutable adapter version. Only `state`, `reason`, `approval` and `fingerprint` ever change."""
 
     name: str
     number: int
@@ -80,7 +80,9 @@ class VersionRecord:
     state: VersionState
     reason: str | None
     origin: str  # what made it: "import", or a training run's id
-    approval: dict[str, Any] = field(hash=False)  # {"kind": "gate" | "override", "by", "reason", "at"}
+    approval: dict[str, Any] = field(
+        hash=False
+    )  # {"kind": "gate" | "override" | "pending", "by", "reason", "at", …}
     fingerprint: dict[str, Any] | None = field(hash=False)  # what the canary saw
     created: float  # epoch seconds
 
@@ -96,6 +98,11 @@ class VersionRecord:
     @property
     def routable(self) -> bool:
         return self.state is VersionState.PROVED
+
+    @property
+    def may_serve(self) -> bool:
+        """Whether its gate passed, or a person's override is on record (promise 4)."""
+        return self.approval.get("kind") == "override" or self.approval.get("outcome") == "pass"
 
 
 def version_ref(name: str, number: int) -> str:

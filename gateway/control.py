@@ -14,14 +14,10 @@ from typing import Any
 import httpx
 
 from adapters.engine_settings import EngineSettings
+from adapters.probe import PROBE_TEXT
 from gateway.upstream import Address
 
 LOAD_TIMEOUT_SECONDS = 120.0
-PROBE_TEXT = (
-    "The quick brown fox jumps over the lazy dog. Dear customer, thank you for your message; "
-    'we will answer it today. {"status": "ok", "items": [1, 2, 3]} def add(a, b): return a + b'
-)
-"""What a fingerprint is taken on: prose, a form of address, JSON and code, so that most adapters show on some of it."""
 
 
 class ControlError(Exception):
@@ -44,9 +40,18 @@ class Fingerprint:
 
     def distance(self, other: Fingerprint) -> float:
         """The largest difference at any token; infinite where the tokens are not the same number."""
-        if len(self.logprobs) != len(other.logprobs):
-            return float("inf")
-        return max(abs(a - b) for a, b in zip(self.logprobs, other.logprobs, strict=True))
+        return max(self._gaps(other))
+
+    def mean_distance(self, other: Fingerprint) -> float:
+        """The average difference a token: what two ways of computing agree on (an engine in bfloat16, the trainer in
+        float32), of which one unlikely token says little."""
+        gaps = self._gaps(other)
+        return sum(gaps) / len(gaps)
+
+    def _gaps(self, other: Fingerprint) -> list[float]:
+        if not self.logprobs or len(self.logprobs) != len(other.logprobs):
+            return [float("inf")]
+        return [abs(a - b) for a, b in zip(self.logprobs, other.logprobs, strict=True)]
 
 
 def engine_key(settings: EngineSettings) -> str | None:

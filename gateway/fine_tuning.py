@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -80,7 +81,7 @@ class NewJob(Body):
     integrations: list[Integration] | None = None
     route: str | None = Field(None, description="trains from this route's feedback, or for it from a file")
     gate: Literal["require", "report"] = "require"
-    release: Literal["promote", "ask"] | None = None
+    release: Literal["promote", "challenge", "ask"] | None = None
     report_to: list[Literal["tensorboard", "wandb", "mlflow"]] | None = None
     quantization: Literal["nf4"] | None = None
 
@@ -113,12 +114,15 @@ async def list_jobs(
         after=after,
         limit=limit,
     )
+    await _catch_up(runtime, jobs)
     return _page([job_shape(job) for job in jobs], has_more)
 
 
 @router.get("/{fine_tuning_job_id}")
 async def retrieve_job(fine_tuning_job_id: str, runtime: TheRuntime, caller: Anybody) -> dict[str, Any]:
-    return job_shape(await _job(runtime, fine_tuning_job_id, caller))
+    job = await _job(runtime, fine_tuning_job_id, caller)
+    await _catch_up(runtime, [job])
+    return job_shape(job)
 
 
 @router.post("/{fine_tuning_job_id}/cancel")
@@ -247,6 +251,12 @@ def _from_feedback(runtime: Runtime, body: NewJob, metadata: dict[str, str], cal
             metadata=metadata,
             **overrides,
         )
+
+
+async def _catch_up(runtime: Runtime, jobs: Iterable[Job]) -> None:
+    """Whoever reads here that a job has succeeded may ask its model at once."""
+    if any(job.state is JobState.SUCCEEDED for job in jobs):
+        await runtime.catch_up()
 
 
 async def _job(runtime: Runtime, id: str, caller: Caller) -> Job:

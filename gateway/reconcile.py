@@ -2,8 +2,9 @@
 
 One loop an engine compares the snapshot with what the engine lists, loads and unloads the difference, and checks
 each load by the fingerprint canary (promise 4): the engine must answer differently from the base, differently
-from every other adapter, and the same as the engine that proved the version first. An engine's restart needs no
-code of its own: it lists nothing, so it gets everything. One adapter that will not load fails alone.
+from every other adapter, and the same as the trainer that made the version or the engine that proved it first.
+An engine's restart needs no code of its own: it lists nothing, so it gets everything. One adapter that will not
+load fails alone. What becomes of a candidate beyond that is its run's to say.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from adapters.errors import BurnishError
 from adapters.placements import Placements, PlacementState
@@ -161,12 +163,23 @@ class Reconciler:
             if not same_bytes and fingerprint.distance(known) <= least:
                 raise CanaryFailed(f"the engine answers as {other.rpartition('.')[0]} does")
         if version.fingerprint is not None:
-            proved = Fingerprint(tuple(version.fingerprint["logprobs"]))
-            distance = fingerprint.distance(proved)
-            if distance > self._canary.agreement_tolerance:
-                raise CanaryFailed(
-                    f"its log-probabilities differ by {distance:.3g} from those this version was proved with"
-                )
+            self._compare(version.fingerprint, fingerprint)
+
+    def _compare(self, known: Mapping[str, Any], found: Fingerprint) -> None:
+        """Raises CanaryFailed unless the engine agrees with whoever saw the version first: with an engine like it at
+        every token, with the trainer on average, in whichever precision they are nearer."""
+        by_trainer = known.get("by") == "trainer"
+        first = Fingerprint(tuple(known["logprobs"]))
+        distance = found.mean_distance(first) if by_trainer else found.distance(first)
+        if by_trainer and "bfloat16" in known:
+            distance = min(distance, found.mean_distance(Fingerprint(tuple(known["bfloat16"]))))
+        if distance <= self._canary.agreement_tolerance:
+            return
+        tokens, others = (len(seen.logprobs) + 1 for seen in (found, first))
+        if tokens != others:
+            raise CanaryFailed(f"its tokenizer makes {tokens} tokens of the probe text, and not {others}")
+        whose = "a token on average from the trainer's" if by_trainer else "from those it was proved with"
+        raise CanaryFailed(f"its log-probabilities differ by {distance:.3g} {whose}")
 
     async def _give_up(
         self, engine: Engine, control: Control, boot: _Boot, snapshot: Snapshot, listed: frozenset[str]
@@ -191,8 +204,8 @@ class Reconciler:
         changed = False
         snapshot = self._snapshot()
         for version in snapshot.wanted:
-            if version.state is VersionState.STAGED:
-                changed |= await self._judge_staged(version)
+            if version.state is not VersionState.PROVED:
+                changed |= await self._judge_version(version)
         for version in snapshot.leaving:
             if version.state is VersionState.REMOVING and not self._in_use(version):
                 changed |= await self._record(self._registry.finish_remove, version.ref)
@@ -201,7 +214,8 @@ class Reconciler:
         if changed:
             self._refresh()
 
-    async def _judge_staged(self, version: VersionRecord) -> bool:
+    async def _judge_version(self, version: VersionRecord) -> bool:
+        """A staged version is proved when all hold it; a candidate stays one, and waits for its gate."""
         answering = (EngineState.SYNCING, EngineState.UP)
         engines = [
             e
@@ -215,7 +229,8 @@ class Reconciler:
                 return await self._record(
                     self._registry.set_state, version.ref, VersionState.FAILED, why, "reconcile"
                 )
-        if not engines or any(version.served_name not in e.held for e in engines):
+        is_candidate = version.state is VersionState.CANDIDATE
+        if is_candidate or not engines or any(version.served_name not in e.held for e in engines):
             return False
         fingerprint = self._boots[engines[0]].prints[version.served_name]
         await self._record(

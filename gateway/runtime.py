@@ -22,11 +22,12 @@ from adapters.files import Files
 from adapters.jobs import Jobs
 from adapters.keys import Keys
 from adapters.placements import Placements
-from adapters.registry import Registry
+from adapters.registry import Registry, withdraw_orphans
 from adapters.responses import ResponseStore
 from adapters.routes import Routes
 from adapters.settings import Settings
 from adapters.triggers import due_by_time, maybe_enqueue
+from adapters.uploads import Uploads
 from adapters.writer import Writer
 from gateway import routing
 from gateway.control import Control, engine_key
@@ -70,6 +71,7 @@ class Runtime:
         self.recorder = Recorder(self.writer, settings.recording)
         self.feedback = FeedbackStore(db)
         self.files = Files(db, settings.file_root)
+        self.uploads = Uploads(db, self.files)
         self.jobs = Jobs(db, settings.training.max_attempts)
         self.orders = Orders(settings, self.registry, self.routes, self.files)
         self.validation = Validation(self.jobs, self.files, self.id)
@@ -100,6 +102,7 @@ class Runtime:
         await asyncio.to_thread(self._register_bases)
         await asyncio.to_thread(self.registry.sweep)
         await asyncio.to_thread(self.files.sweep)
+        await asyncio.to_thread(self.uploads.sweep)
         await self.reload()
         self._spawn(self._follow_registry(), "registry")
         self._spawn(self._beat(url), "heartbeat")
@@ -121,6 +124,11 @@ class Runtime:
             await self._controls[engine].close()
         await asyncio.to_thread(self.writer.close)
         await asyncio.to_thread(self.placements.leave, self.id)
+
+    async def catch_up(self) -> None:
+        """Sees what other processes have changed until now, without waiting for the next look."""
+        if await asyncio.to_thread(self.registry.revision) != self.snapshot.revision:
+            await self.reload()
 
     async def reload(self) -> None:
         """Swaps the snapshot for the registry's newest. Requests that began keep theirs."""
@@ -151,8 +159,7 @@ class Runtime:
     async def _follow_registry(self) -> None:
         while True:
             try:
-                if await asyncio.to_thread(self.registry.revision) != self.snapshot.revision:
-                    await self.reload()
+                await self.catch_up()
             except Exception:  # the database may be away for a while; what is known goes on being served
                 log.exception("registry_unreadable")
             try:
@@ -183,6 +190,7 @@ class Runtime:
                 await asyncio.to_thread(self.completions.purge, unjudged, judged)
                 await asyncio.to_thread(self.feedback.purge_keys)
                 await asyncio.to_thread(self.files.purge_expired)
+                await asyncio.to_thread(self.uploads.purge_expired)
                 await asyncio.to_thread(self.keys.purge_passes)
             except Exception:
                 log.exception("purge_failed")
@@ -194,6 +202,7 @@ class Runtime:
             await asyncio.sleep(TRIGGER_SECONDS)
             try:
                 await asyncio.to_thread(self._enqueue_due)
+                await asyncio.to_thread(withdraw_orphans, self.db)
             except Exception:
                 log.exception("trigger_failed")
 

@@ -67,7 +67,7 @@ class SupervisedProcess:
         self.restarts = 0
         self.last_exit: str | None = None
         self._command = list(command)
-        self._environment = environment
+        self._environment = dict(environment)
         self._backoff_seconds = (backoff_initial_seconds, backoff_max_seconds)
         self._keeper: asyncio.subprocess.Process | None = None
         self._watching: asyncio.Task[None] | None = None

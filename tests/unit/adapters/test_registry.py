@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from adapters.artifacts import ArtifactStore
-from adapters.changes import events
+from adapters.changes import changing, events
 from adapters.database import Database
-from adapters.errors import Conflict, InvalidRequest, NotFound, PreflightError
+from adapters.errors import Conflict, InvalidRequest, NotFound, PreflightError, StaleWorker
+from adapters.jobs import Jobs
 from adapters.keys import Keys
-from adapters.registry import Registry
+from adapters.registry import Registry, settle
 from adapters.routes import Routes
 from adapters.versions import MOVES, VersionRecord, VersionState
 from tests.lora import TINY_CONFIG, write_lora
@@ -29,6 +30,29 @@ def add(registry: Registry, folder: Path, name: str = "support", seed: int | Non
 
 def prove(registry: Registry, ref: str) -> VersionRecord:
     return registry.set_state(ref, VersionState.PROVED, None, "reconciler")
+
+
+def candidate(
+    registry: Registry, folder: Path, run: str = "run-1", name: str = "support", token: int | None = None
+) -> VersionRecord:
+    return registry.import_adapter(
+        name,
+        folder,
+        BASE,
+        TINY_CONFIG,
+        "anna",
+        origin=run,
+        approval={"kind": "pending", "job": run},
+        state=VersionState.CANDIDATE,
+        fingerprint={"logprobs": [-1.0], "by": "trainer"},
+        token=token,
+    )
+
+
+def decide(db: Database, ref: str, passed: bool) -> VersionRecord:
+    approval = {"kind": "gate", "outcome": "pass" if passed else "fail"}
+    with changing(db) as connection:
+        return settle(connection, ref, passed, approval, None if passed else "it is worse", "run-1", 9.0)
 
 
 def remove(registry: Registry, ref: str) -> VersionRecord:
@@ -221,6 +245,9 @@ SETTABLE = [s for s in VersionState if s not in (VersionState.REMOVING, VersionS
 
 def put_in(registry: Registry, db: Database, state: VersionState) -> None:
     """Brings support@1 into a state by the moves that lead there."""
+    if state in (VersionState.CANDIDATE, VersionState.REJECTED):
+        registry.set_state("support@1", state, "why", "anna")
+        return
     Routes(db).delete("support", "anna")
     if state in (VersionState.REMOVING, VersionState.REMOVED):
         registry.begin_remove("support@1", "anna")
@@ -235,7 +262,8 @@ def put_in(registry: Registry, db: Database, state: VersionState) -> None:
 def test_states_move_as_drawn_and_no_other_way(
     registry: Registry, db: Database, lora: Path, before: VersionState, after: VersionState
 ) -> None:
-    add(registry, lora)
+    candidates = (VersionState.CANDIDATE, VersionState.REJECTED)
+    _ = candidate(registry, lora) if before in candidates else add(registry, lora)
     put_in(registry, db, before)
     revision = registry.revision()
     if before is after:
@@ -263,7 +291,7 @@ def test_removal_cannot_be_skipped_to(registry: Registry, lora: Path) -> None:
 
 def test_the_default_of_a_route_is_not_removed(registry: Registry, db: Database, lora: Path) -> None:
     add(registry, lora)
-    with pytest.raises(Conflict, match=r"support@1 is the default of route support; promote another"):
+    with pytest.raises(Conflict, match=r"support@1 answers for route support; promote another"):
         registry.begin_remove("support@1", "anna")
     add(registry, lora, seed=1)
     prove(registry, "support@2")
@@ -395,3 +423,110 @@ def test_sweeping_at_start_spares_what_versions_use(
     assert registry.sweep(older_than_seconds=0) == 1
     assert artifacts.verify(used)
     assert not artifacts.exists(orphan)
+
+
+# -- candidates ------------------------------------------------------------------------------------
+def test_promise_04_a_candidate_makes_no_route_and_a_pass_does(
+    registry: Registry, db: Database, lora: Path
+) -> None:
+    version = candidate(registry, lora)
+    assert (version.state, version.origin) == (VersionState.CANDIDATE, "run-1")
+    assert version.fingerprint == {"logprobs": [-1.0], "by": "trainer"}
+    assert Routes(db).list() == ()
+    assert decide(db, "support@1", passed=True).state is VersionState.PROVED
+    assert Routes(db).get("support").variant == "support@1"
+    assert registry.version("support@1").approval["outcome"] == "pass"
+
+
+def test_a_run_taken_up_again_finds_its_candidate(registry: Registry, lora: Path) -> None:
+    assert candidate(registry, lora) == candidate(registry, lora)
+    assert candidate(registry, lora, run="run-2").ref == "support@2"
+
+
+def test_promise_08_a_worker_that_has_lost_its_run_imports_nothing(
+    registry: Registry, db: Database, lora: Path
+) -> None:
+    jobs = Jobs(db)
+    jobs.enqueue(kind="training", route=None, payload={})
+    job = jobs.claim("worker", ["training"], 60.0)
+    assert job is not None
+    assert candidate(registry, lora, run=job.id, token=job.token).ref == "support@1"
+    jobs.cancel(job.id, "anna")
+    jobs.release(job.id, job.token)
+    with pytest.raises(StaleWorker):
+        candidate(registry, write_lora(lora, TINY_CONFIG, seed=5), run=job.id, token=job.token)
+    assert [version.ref for version in registry.versions()] == ["support@1"]
+    assert len(registry.artifacts.digests()) == 1
+
+
+def test_a_pass_leaves_the_route_that_is_there(registry: Registry, db: Database, lora: Path) -> None:
+    add(registry, lora)
+    candidate(registry, write_lora(lora, TINY_CONFIG, seed=5))
+    decide(db, "support@2", passed=True)
+    assert Routes(db).get("support").variant == "support@1"
+
+
+def test_promise_04_a_rejected_version_serves_by_a_persons_word_alone(
+    registry: Registry, db: Database, lora: Path
+) -> None:
+    candidate(registry, lora)
+    assert decide(db, "support@1", passed=False).reason == "it is worse"
+    with pytest.raises(InvalidRequest) as caught:
+        registry.approve("support@1", "anna", "  ")
+    assert caught.value.param == "reason"
+    approved = registry.approve("support@1", "anna", "I read the answers", now=12.0)
+    assert approved.state is VersionState.STAGED
+    assert approved == registry.version("support@1")
+    assert {key: approved.approval[key] for key in ("kind", "by", "reason", "at")} == {
+        "kind": "override",
+        "by": "anna",
+        "reason": "I read the answers",
+        "at": 12.0,
+    }
+    assert approved.approval["over"]["outcome"] == "fail"
+    assert Routes(db).get("support").variant == "support@1"
+
+
+@pytest.mark.parametrize("state", [VersionState.STAGED, VersionState.PROVED, VersionState.FAILED])
+def test_only_a_rejected_version_is_approved(
+    registry: Registry, db: Database, lora: Path, state: VersionState
+) -> None:
+    add(registry, lora)
+    put_in(registry, db, state)
+    with pytest.raises(Conflict) as caught:
+        registry.approve("support@1", "anna", "why not")
+    assert caught.value.code == "state_conflict"
+
+
+def test_a_gate_speaks_once(registry: Registry, db: Database, lora: Path) -> None:
+    candidate(registry, lora)
+    decide(db, "support@1", passed=False)
+    with pytest.raises(Conflict):
+        decide(db, "support@1", passed=True)
+
+
+def test_promise_04_an_import_by_hand_joins_nothing_that_no_gate_let_through(
+    registry: Registry, db: Database, lora: Path
+) -> None:
+    candidate(registry, lora)
+    registry.set_state("support@1", VersionState.FAILED, "engine e0: no slot", "reconcile")
+    imported = add(registry, lora)
+    assert (imported.ref, imported.approval["kind"]) == ("support@2", "override")
+    assert registry.version("support@1").state is VersionState.FAILED
+    assert Routes(db).get("support").variant == "support@2"
+
+
+def test_a_released_version_keeps_its_gates_word_or_gets_a_persons(
+    registry: Registry, db: Database, lora: Path
+) -> None:
+    candidate(registry, lora)
+    decide(db, "support@1", passed=True)
+    registry.set_state("support@1", VersionState.QUARANTINED, "forgotten user", "anna")
+    released = registry.release("support@1", "anna", "it never saw the rows")
+    assert (released.state, released.approval["kind"]) == (VersionState.STAGED, "gate")
+    other = candidate(registry, write_lora(lora, TINY_CONFIG, seed=5))
+    decide(db, other.ref, passed=False)
+    registry.set_state(other.ref, VersionState.QUARANTINED, "forgotten user", "anna")
+    assert registry.release(other.ref, "anna", "all the same").approval["kind"] == "override"
+    with pytest.raises(Conflict):
+        registry.release(other.ref, "anna", "again")

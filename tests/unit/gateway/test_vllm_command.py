@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from adapters.base_weights import chat_template
 from adapters.engine_settings import EngineSettings
-from gateway.vllm_command import has_bfloat16_units, vllm_command, vllm_environment
+from adapters.hardware import has_bfloat16_units
+from gateway.vllm_command import vllm_command, vllm_environment
 
 WEIGHTS, SOCKET = Path("/data/weights"), Path("/run/b/local.sock")
 
@@ -61,6 +63,15 @@ def test_only_the_default_weights_get_our_chat_template() -> None:
     assert Path(option(ours, "--chat-template")).read_text()
     theirs = vllm_command(engine(weights=Path("/models/qwen")), Path("/models/qwen"), SOCKET, gpu=False)
     assert "--chat-template" not in theirs
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [{"kind": "vllm", "url": "http://10.0.0.7:8000"}, {"model": "qwen"}, {"weights": Path("/models/qwen")}],
+)
+def test_the_trainer_takes_the_template_that_the_engine_takes(theirs: dict[str, object]) -> None:
+    assert chat_template(engine()) is not None
+    assert chat_template(engine(**theirs)) is None
 
 
 def test_arguments_of_the_settings_come_last_and_so_win() -> None:
