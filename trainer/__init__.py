@@ -1,1 +1,8 @@
-"""What needs torch: weights now, training runs later. Never imports the gateway."""
+"""What needs torch: weights, and training runs from a dataset to a proved adapter. Never imports the gateway."""
+
+import os
+
+# Read when the libraries are imported, so before any of them: no run asks a hub for anything, or tells one.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,4 +1,5 @@
-"""How much memory a process and its descendants hold, and whether the kernel has killed for lack of it.
+"""A process and its descendants: which they are, how much memory they hold, and whether the kernel has killed for lack
+of it.
 
 Reads /proc and the control group; where they are missing, nothing is known and nothing is limited.
 """
@@ -20,7 +21,12 @@ def limit_bytes(gib: float | None) -> int | None:
 
 def resident_bytes(pid: int) -> int:
     """Resident memory of a process and all its descendants."""
-    return sum(_resident(one) for one in (pid, *_descendants(pid)))
+    return sum(_resident(one) for one in (pid, *descendants(pid)))
+
+
+def own_bytes() -> int:
+    """Resident memory of this process."""
+    return _resident(os.getpid())
 
 
 def kernel_kills(control_group: Path = Path("/sys/fs/cgroup")) -> int:
@@ -40,9 +46,10 @@ def _resident(pid: int) -> int:
     return 0
 
 
-def _descendants(pid: int) -> Iterator[int]:
+def descendants(pid: int) -> Iterator[int]:
+    """The processes that it has started, and those that they have."""
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
             for child in map(int, path.read_text().split()):
                 yield child
-                yield from _descendants(child)
+                yield from descendants(child)
