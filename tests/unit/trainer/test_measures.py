@@ -1,0 +1,147 @@
+"""What one answer is worth."""
+
+from __future__ import annotations
+
+import pytest
+
+from adapters.policy import FormatCheck
+from trainer import measures
+from trainer.measures import Answer
+
+
+def answer(text: str, tokens: int = 10, truncated: bool = False) -> Answer:
+    return Answer(text, tokens, truncated)
+
+
+CUT = answer('{"item":"lamp"}', truncated=True)
+
+
+@pytest.mark.parametrize(
+    ("said", "reference", "value"),
+    [
+        ("yes", "yes", 1.0),
+        (" yes\n", "yes", 1.0),
+        ("a  b\nc", "a b c", 1.0),
+        ("Yes", "yes", 0.0),
+        ('{"a": 1}', '{"a":1}', 0.0),
+        ("", "yes", 0.0),
+    ],
+)
+def test_exact_match_looks_past_white_space_alone(said: str, reference: str, value: float) -> None:
+    assert measures.exact_match(answer(said), reference) == value
+
+
+def test_json_is_compared_as_a_value_where_the_reference_is_one() -> None:
+    assert measures.json_match(answer('{"b": 2, "a": 1}'), '{"a":1,"b":2}') == 1.0
+    assert measures.json_match(answer("Sure! {}"), "{}") == 0.0
+    assert measures.json_match(answer("12"), "12") is None
+    assert measures.json_match(answer("{}"), "plain words") is None
+
+
+def test_a_cut_answer_is_never_taken_for_a_whole_one() -> None:
+    reference = '{"item":"lamp"}'
+    assert measures.exact_match(CUT, reference) == 0.0
+    assert measures.json_match(CUT, reference) == 0.0
+    assert measures.chrf(CUT, reference) is None
+    assert measures.rouge_l(CUT, reference) is None
+    assert measures.ended(CUT) == 0.0
+    assert measures.length_kept(CUT, 10) == 0.0
+    assert measures.complies(CUT, FormatCheck(regex=".*")) == 0.0
+
+
+def test_chrf_and_rouge_are_those_of_the_libraries() -> None:
+    assert measures.chrf(answer("the cat sat"), "the cat sat") == pytest.approx(1.0)
+    assert measures.chrf(answer("xyz"), "the cat") == 0.0
+    assert measures.rouge_l(answer("a c"), "a b c") == pytest.approx(0.8)
+
+
+def test_repetition_is_what_goes_beyond_the_references_own() -> None:
+    loop = "one two three four " * 8
+    assert measures.repetition(answer(loop), None) == pytest.approx(1 - 4 / 29)
+    assert measures.repetition(answer(loop), loop) == 0.0
+    assert measures.repetition(answer(loop, truncated=True), "one two three four five") > 0.8
+    assert measures.repetition(answer("short"), None) == 0.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't help with that.",
+        "I am sorry, I cannot do this.",
+        "I can't assist with that request.",
+        "Unfortunately, I am unable to provide that.",
+        "As an AI language model, I have no opinion.",
+        "I’m unable to help here.",
+    ],
+)
+def test_a_refusal_is_known_by_how_it_begins(text: str) -> None:
+    assert measures.is_refusal(text)
+    assert measures.refusal(answer(text), "Lyon") == 1.0
+    assert measures.refusal(answer(text), text) == 0.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry to hear that. Try turning it off and on.",
+        "You can't do this in Excel; use a macro.",
+        "Sorry for the wait! Your order has shipped.",
+        "I can help you with that.",
+        "",
+    ],
+)
+def test_politeness_is_no_refusal(text: str) -> None:
+    assert not measures.is_refusal(text)
+
+
+def test_an_answer_of_half_or_twice_the_length_has_drifted() -> None:
+    kept = [measures.length_kept(answer("x", tokens), 100) for tokens in (33, 34, 100, 216, 217)]
+    assert kept == [0.0, 1.0, 1.0, 1.0, 0.0]
+    assert measures.length_kept(answer("x", 1), 12) == 1.0
+
+
+def test_the_form_is_the_routes_regex_and_schema() -> None:
+    schema = {"type": "object", "required": ["item"], "properties": {"item": {"type": "string"}}}
+    form = FormatCheck(json_schema=schema)
+    assert measures.complies(answer('{"item": "lamp"}'), form) == 1.0
+    assert measures.complies(answer('{"item": 3}'), form) == 0.0
+    assert measures.complies(answer("lamp"), form) == 0.0
+    assert measures.complies(answer("null"), FormatCheck(json_schema={"type": "null"})) == 1.0
+    assert measures.complies(answer(" AB-12\n"), FormatCheck(regex=r"[A-Z]+-\d+")) == 1.0
+    assert measures.complies(answer("AB-12 or so"), FormatCheck(regex=r"[A-Z]+-\d+")) == 0.0
+
+
+@pytest.mark.parametrize("schema", [{"$ref": "http://127.0.0.1:9/schema.json"}, {"type": "thing"}])
+def test_a_schema_that_is_none_or_lies_elsewhere_leaves_a_hole_that_shows(schema: dict[str, str]) -> None:
+    assert measures.complies(answer("{}"), FormatCheck(json_schema=schema)) is None
+
+
+def test_likelihood_is_nats_a_token_and_preference_goes_by_it() -> None:
+    assert measures.nll([-1.0, -3.0]) == 2.0
+    assert measures.nll([]) is None
+    assert measures.nll(None) is None
+    assert measures.prefers(1.0, 2.0) == 1.0
+    assert measures.prefers(2.0, 1.0) == 0.0
+    assert measures.prefers(1.0, 1.0) == 0.5
+    assert measures.prefers(None, 1.0) is None
+
+
+def test_liked_and_disliked_weigh_the_same_however_many_there_are() -> None:
+    rows = [("a", True), ("a", True), ("b", True), ("c", False)]
+    weights = measures.balanced(rows)
+    rows_of = {"a": 2, "b": 1, "c": 1}
+    for kind in (True, False):
+        voice = [w / rows_of[unit] for (unit, liked), w in zip(rows, weights, strict=True) if liked is kind]
+        assert sum(voice) == pytest.approx(1.5)
+    assert measures.balanced([("a", True), ("b", True)]) == ()
+
+
+def test_a_call_is_compared_by_name_and_arguments_whatever_their_spelling() -> None:
+    def call(arguments: str) -> dict[str, object]:
+        made = {"id": "1", "type": "function", "function": {"name": "order", "arguments": arguments}}
+        return {"role": "assistant", "content": None, "tool_calls": [made]}
+
+    assert measures.text_of(call('{"b":1,"a":2}')) == measures.text_of(call('{"a": 2, "b": 1}'))
+    assert measures.text_of(call("{}")) == "order({})"
+    parts = {"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
+    assert measures.text_of(parts) == "ab"
