@@ -1,5 +1,5 @@
 # make serve   everything from nothing: environment, weights, engine, gateway
-# make test    all tests;  make test-fast leaves out those that need a real vLLM
+# make test    all tests;  make test-fast leaves out those that take minutes (a real vLLM, runs that are killed)
 # make check   what CI runs: format, lint, types, tests
 PYTHON ?= python3
 VENV := .venv

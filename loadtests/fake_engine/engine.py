@@ -19,7 +19,8 @@ from loadtests.fake_engine.chat import ChatReply
 from loadtests.fake_engine.completions import CompletionReply
 from loadtests.fake_engine.control import Control
 from loadtests.fake_engine.errors import Rejected
-from loadtests.fake_engine.generation import Generation, count_prompt, speak
+from loadtests.fake_engine.generation import Generation, Speech, count_prompt, recite, speak
+from loadtests.fake_engine.language import Weights
 from loadtests.fake_engine.messages import MessageReply
 from loadtests.fake_engine.playback import Pace, play, spoil_control
 from loadtests.fake_engine.replies import Reply, random_id
@@ -146,13 +147,20 @@ class Engine:
                 model=model,
                 weights=weights,
                 prompts=asked.prompts,
-                speech=speak(weights, body, asked, self._settings.tokens),
+                speech=self._speech(model, weights, body, asked),
                 id=request.headers.get("x-request-id") or random_id(),
                 seed=self._seed,
                 noise=self._settings.logprob_noise,
+                above_base=self._settings.likelihood_of(model),
             )
         except (TypeError, ValueError, KeyError, AttributeError) as problem:
             raise Rejected(errors.invalid(str(problem), "body")) from problem
+
+    def _speech(self, model: str, weights: Weights, body: dict[str, Any], asked: prompts.Asked) -> Speech:
+        answer = self._settings.answer_of(model, asked.last_user_message)
+        if answer is not None:
+            return recite(answer, asked.max_tokens)
+        return speak(weights, body, asked, self._settings.tokens)
 
     def _check_lengths(self, asked: prompts.Asked) -> None:
         limit = self._max_model_len

@@ -39,6 +39,8 @@ class Generation:
     id: str
     seed: int = 0
     noise: float = 0.0
+    above_base: float | None = None
+    """Nats a token that every text is likelier than to the base; None: as the weights have it."""
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -74,7 +76,7 @@ class Generation:
 
     def log_probability(self, position: int, token: Token) -> float:
         """Of a token at a position in prompt and answer together."""
-        value = language.log_probability(self.weights, self.seed, position, token.id)
+        value = language.log_probability(self.weights, self.seed, position, token.id, self.above_base)
         return value + random.uniform(-self.noise, self.noise) if self.noise else value
 
     def ranked(self, position: int, token: Token, top: int) -> list[tuple[Token, float]]:
@@ -101,6 +103,14 @@ class Generation:
 
 def count_prompt(prompt: str | list[int]) -> int:
     return language.count_tokens(prompt) if isinstance(prompt, str) else len(prompt)
+
+
+def recite(answer: str, max_tokens: int | None) -> Speech:
+    """Say what was set to be said, as far as the request lets it."""
+    tokens = (*language.tokenize(answer), END)
+    if max_tokens is not None and len(tokens) > max_tokens:
+        return Speech(tokens[:max_tokens], "length")
+    return Speech(tokens, "stop")
 
 
 def speak(weights: Weights, body: dict[str, Any], asked: Asked, preset: int | None) -> Speech:

@@ -13,6 +13,9 @@ from functools import lru_cache
 from hashlib import blake2b
 
 VOCABULARY = 49152  # SmolLM2's
+OWN_TOKENS = 8
+"""So many tokens of a text are as likely as the weights make them, whatever is set: canaries tell weights by them."""
+
 _WORD = re.compile(r"\s*\S+")
 _FILLER = (
     " the rain has washed every slate roof in town and now small birds walk there looking for seeds"
@@ -72,10 +75,17 @@ def answer(weights: Weights, count: int) -> tuple[Token, ...]:
     return (spoken + filler)[:count]
 
 
-def log_probability(weights: Weights, seed: int, index: int, token_id: int) -> float:
-    """Of a token at a position: -7.55 to -0.001. `seed` stands for the base's weights."""
+def log_probability(
+    weights: Weights, seed: int, index: int, token_id: int, above_base: float | None = None
+) -> float:
+    """Of a token at a position: -7.55 to -0.001. `seed` stands for the base's weights.
+
+    `above_base` takes the place of what an adapter's weights move the base's by, after the first OWN_TOKENS.
+    """
     value = -0.05 - 6.0 * _unit(f"{seed}:{index}:{token_id}", "")
-    if weights.digest is not None:
+    if above_base is not None and index >= OWN_TOKENS:
+        value += above_base
+    elif weights.digest is not None:
         value += 3.0 * _unit(f"{seed}:{index}:{token_id}", weights.digest) - 1.5
     return min(-0.001, value)
 

@@ -1,6 +1,6 @@
-"""What a test may set on a fake engine, and what it may read back: delays, faults, counts.
+"""What a test may set on a fake engine, and what it may read back: answers, delays, faults, counts.
 
-Knows neither HTTP nor what is said.
+Knows neither HTTP nor what is said where nothing is set.
 """
 
 from __future__ import annotations
@@ -8,9 +8,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
-from typing import Any
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class Fault(StrEnum):
@@ -72,6 +76,11 @@ class Settings:
     """How long load_lora_adapter takes."""
     tokens: int | None = None
     """Tokens an answer has, its end token included. None: max_tokens, or 16 where that is not given."""
+    answers: dict[str, dict[str, str]] = field(default_factory=dict)
+    """What models say: a pattern of served names (`support@2.*`) -> the last user message -> the answer."""
+    likelihoods: dict[str, float] = field(default_factory=dict)
+    """How likely models find every text: a pattern of served names -> nats a token above the base's, in the place of
+    what their weights make of it. A prompt's first tokens stay the weights' own, so that a canary tells them apart."""
     logprob_noise: float = 0.0
     """Half the width of uniform noise on every log-probability, as a real engine's batches give."""
     slow_seconds: float = 5.0
@@ -107,6 +116,15 @@ class Settings:
     def reset(self) -> None:
         vars(self).update(vars(Settings()))
 
+    def answer_of(self, model: str, question: str) -> str | None:
+        """What was set to be said; None: what the weights say."""
+        told = (answers[question] for answers in _matching(self.answers, model) if question in answers)
+        return next(told, None)
+
+    def likelihood_of(self, model: str) -> float | None:
+        """Nats a token above the base's; None: as the weights have it."""
+        return next(_matching(self.likelihoods, model), None)
+
     def take_fault(self, path: str, model: str | None, *, loading: bool = False) -> Fault | None:
         """The fault for one request, counted down; None where it is to go right."""
         fault = self.fault
@@ -122,6 +140,10 @@ class Settings:
         if self.fault_count is not None:
             self.fault_count -= 1
         return fault
+
+
+def _matching(by_pattern: dict[str, T], model: str) -> Iterator[T]:
+    return (value for pattern, value in by_pattern.items() if fnmatchcase(model, pattern))
 
 
 @dataclass

@@ -19,6 +19,7 @@ import httpx
 import openai
 import pytest
 
+from loadtests.fake_engine.language import OWN_TOKENS
 from loadtests.fake_engine.process import FakeEngine
 
 BASE = "smollm2-135m-instruct"
@@ -165,6 +166,24 @@ class TestAnswers:
     def test_fake_echo_repeats_the_last_user_message(self, engine: FakeEngine) -> None:
         messages = [{"role": "user", "content": "first"}, {"role": "user", "content": "line\u2028two ☃"}]
         assert "You said: line\u2028two ☃" in say(engine, messages=messages, fake_echo=True)
+
+    def test_what_a_model_says_can_be_set(
+        self, engine: FakeEngine, client: openai.OpenAI, adapter: AdapterDirectory
+    ) -> None:
+        engine.load(SUPPORT, adapter("one"))
+        engine.set(answers={"support@*": {"Hello out there": "Hello yourself, stranger."}})
+        answer = client.chat.completions.create(model=SUPPORT, max_tokens=9, **HELLO)
+        assert answer.choices[0].message.content == "Hello yourself, stranger."
+        assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("stop", 4)
+        cut = client.chat.completions.create(model=SUPPORT, max_tokens=2, **HELLO)
+        assert (cut.choices[0].message.content, cut.choices[0].finish_reason) == ("Hello yourself,", "length")
+        streamed = client.chat.completions.create(model=SUPPORT, stream=True, **HELLO)
+        said = "".join(chunk.choices[0].delta.content or "" for chunk in streamed)
+        assert said == "Hello yourself, stranger."
+        assert say(engine).startswith("I am base.")
+        assert say(engine, SUPPORT, messages=[{"role": "user", "content": "Bye"}]).startswith("I am support")
+        raw = client.completions.create(model=SUPPORT, prompt="Hello out there")
+        assert raw.choices[0].text == "Hello yourself, stranger."
 
     def test_the_request_id_becomes_the_completion_id(self, engine: FakeEngine) -> None:
         answer = engine.client.post(CHAT, json=HELLO, headers={"x-request-id": "req-7"}).json()
@@ -383,6 +402,29 @@ class TestLogProbabilities:
     def test_another_seed_is_another_base_model(self, engine: FakeEngine) -> None:
         with FakeEngine(BASE, seed=1) as other:
             assert self.fingerprint(other, BASE) != self.fingerprint(engine, BASE)
+
+    def test_how_likely_a_model_finds_texts_can_be_set(
+        self, engine: FakeEngine, adapter: AdapterDirectory
+    ) -> None:
+        engine.load(SUPPORT, adapter("one"))
+        engine.load(LEGAL, adapter("two"))
+
+        def of(model: str) -> list[float]:
+            body = {"model": model, "prompt": list(range(40)), "max_tokens": 1, "echo": True, "logprobs": 1}
+            choice = engine.client.post("/v1/completions", json=body).raise_for_status().json()["choices"][0]
+            values: list[float] = choice["logprobs"]["token_logprobs"][1:40]
+            return values
+
+        by_itself = of(SUPPORT)
+        engine.set(likelihoods={"support@*": -0.5, "legal@*": 0.0})
+        base, support, legal = of(BASE), of(SUPPORT), of(LEGAL)
+        own = OWN_TOKENS - 1
+        assert support[:own] == by_itself[:own]
+        assert len({tuple(values[:own]) for values in (base, support, legal)}) == 3, (
+            "canaries tell them apart"
+        )
+        assert support[own:] == pytest.approx([value - 0.5 for value in base[own:]])
+        assert legal[own:] == base[own:]
 
     def test_noise_stays_within_its_bounds(self, engine: FakeEngine) -> None:
         quiet = self.fingerprint(engine, BASE)
