@@ -27,6 +27,9 @@ from hypothesis import settings
 from loadtests.fake_engine.process import FakeEngine
 from tests.lora import TINY_CONFIG, write_lora
 
+# A shell that starts this in the background has its children ignore Ctrl-C, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 settings.register_profile("shared machine", deadline=None)  # a neighbour's load is no failure
 settings.load_profile("shared machine")
 
@@ -87,14 +90,16 @@ class Server:
     def http(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=60, trust_env=False)
 
-    def burnish(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def burnish(
+        self, *arguments: str, check: bool = True, timeout: float = 180
+    ) -> subprocess.CompletedProcess[str]:
         """Runs a verb of the CLI on this server's home."""
         done = subprocess.run(
             [sys.executable, "-m", "gateway.cli", *arguments],
             env=self.environ,
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=timeout,
         )
         if check and done.returncode:
             raise AssertionError(

@@ -230,7 +230,9 @@ def test_promise_09_an_engine_that_restarts_gets_its_adapters_before_it_gets_req
     client = gateway_on_fake.client(max_retries=5)
     ask = {**ASK, "model": "support"}
     weights = client.chat.completions.create(**ask).choices[0].message.content
-    engine.restart()
+    engine.kill()
+    wait_for(lambda: httpx.get(f"{gateway_on_fake.url}/healthz", trust_env=False).status_code == 503)
+    engine.start()
     engine.set(load_seconds=0.3)
     answer = client.chat.completions.with_raw_response.create(**ask)
     assert answer.headers["x-burnish-adapter"] == f"support@1 {digest}"

@@ -36,7 +36,7 @@ def fake() -> Iterator[FakeEngine]:
 def server(fake: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A gateway without keys, with the route `support`."""
     with running(tmp_path_factory.mktemp("feedback") / "home", engines_config(fake)) as server:
-        server.burnish("routes", "create", "support", MODEL)
+        make_route(server, "support")
         yield server
 
 
@@ -49,6 +49,13 @@ def ask(client: openai.OpenAI, model: str = "support", **more: Any) -> str:
     """The id of a new completion."""
     made = client.chat.completions.create(model=model, messages=QUESTION, max_tokens=4, **more)
     return str(made.id)
+
+
+def make_route(server: Server, name: str) -> None:
+    """By the command, beside the gateway; returns when the gateway has seen it."""
+    server.burnish("routes", "create", name, MODEL)
+    with server.http() as http:
+        wait_for(lambda: name in {model["id"] for model in http.get("/v1/models").json()["data"]})
 
 
 def give(client: openai.OpenAI, idempotency_key: str | None = None, **body: Any) -> dict[str, Any]:
@@ -261,7 +268,7 @@ def _may(client: openai.OpenAI) -> bool:
 
 # -- policy and trigger ----------------------------------------------------------------------------
 def test_a_route_declares_scores_and_they_are_held_to(server: Server, client: openai.OpenAI) -> None:
-    server.burnish("routes", "create", "stars", MODEL)
+    make_route(server, "stars")
     policy = {"scores": [{"name": "stars", "kind": "number", "low": 1, "high": 5}]}
     with server.http() as http:
         changed = http.patch("/v1/routes/stars", json={"policy": policy})
@@ -278,7 +285,7 @@ def test_a_route_declares_scores_and_they_are_held_to(server: Server, client: op
 
 
 def test_the_command_shows_and_changes_a_policy(server: Server, tmp_path: Path) -> None:
-    server.burnish("routes", "create", "by-command", MODEL)
+    make_route(server, "by-command")
     file = tmp_path / "policy.json"
     file.write_text(json.dumps({"training": {"method": "kto", "hyperparameters": {"rank": 4}}}))
     done = server.burnish(
@@ -295,7 +302,7 @@ def test_the_command_shows_and_changes_a_policy(server: Server, tmp_path: Path) 
 
 
 def test_enough_feedback_makes_one_job_and_time_makes_the_next(server: Server, client: openai.OpenAI) -> None:
-    server.burnish("routes", "create", "learner", MODEL)
+    make_route(server, "learner")
     server.burnish(
         *("routes", "policy", "learner", "--set", "training.enabled=true"),
         *("--set", "training.min_new_rows=3", "--set", "training.cooldown_seconds=0"),
@@ -313,7 +320,7 @@ def test_enough_feedback_makes_one_job_and_time_makes_the_next(server: Server, c
 
 # -- files -----------------------------------------------------------------------------------------
 def test_feedback_goes_in_and_out_by_files(server: Server, tmp_path: Path) -> None:
-    server.burnish("routes", "create", "files", MODEL)
+    make_route(server, "files")
     rows: list[dict[str, Any]] = [
         {"prompt": "q1", "completion": "a", "label": True},
         {"prompt": "q2", "chosen": "good", "rejected": "bad", "user": "u7"},
@@ -335,7 +342,7 @@ def test_feedback_goes_in_and_out_by_files(server: Server, tmp_path: Path) -> No
 def test_a_file_with_bad_lines_is_refused_naming_each_and_imports_nothing(
     server: Server, tmp_path: Path
 ) -> None:
-    server.burnish("routes", "create", "bad-files", MODEL)
+    make_route(server, "bad-files")
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "q", "completion": "a"}\n{"prompt": "q"}\nnonsense\n')
     refused = server.burnish("feedback", "import", str(file), "--route", "bad-files", check=False)

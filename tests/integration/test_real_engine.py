@@ -37,7 +37,11 @@ def smollm2(stack: RealStack) -> dict[str, Any]:
 
 
 def test_the_base_model_knows_the_capital_of_france(real_stack: RealStack) -> None:
-    assert "Paris" in greedy(real_stack, MODEL)
+    # As raw text: in a chat its first word is a toss-up, which another processor's rounding decides otherwise.
+    answer = real_stack.client().completions.create(
+        model=MODEL, prompt="The capital of France is", max_tokens=2, temperature=0
+    )
+    assert answer.choices[0].text.startswith(" Paris")
 
 
 def test_two_adapters_answer_otherwise_than_the_base_and_than_each_other(real_stack: RealStack) -> None:
