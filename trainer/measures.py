@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +16,9 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
+from adapters.manners import INVALID, fits_form, is_refusal, json_value, repeated_share
 from adapters.messages import Message
 from adapters.policy import FormatCheck
-
-NGRAM = 4
 
 LENGTH_FACTOR = 2.0
 """An answer of half the accepted one's length, or of twice it, has drifted. Every cap is above that."""
@@ -90,10 +88,10 @@ def exact_match(answer: Answer, reference: str) -> float:
 
 def json_match(answer: Answer, reference: str) -> float | None:
     """1.0 if both are the same JSON value; None where the reference is no JSON object or array."""
-    wanted = _json(reference)
+    wanted = json_value(reference)
     if not isinstance(wanted, dict | list):
         return None
-    return float(not answer.truncated and _json(answer.text) == wanted)
+    return float(not answer.truncated and json_value(answer.text) == wanted)
 
 
 def chrf(answer: Answer, reference: str) -> float | None:
@@ -115,20 +113,9 @@ def repetition(answer: Answer, reference: str | None) -> float:
     return max(0.0, repeated_share(answer.text) - own)
 
 
-def repeated_share(text: str) -> float:
-    words = text.split()
-    grams = Counter(tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1))
-    total = grams.total()
-    return 1 - len(grams) / total if total else 0.0
-
-
 def refusal(answer: Answer, reference: str | None) -> float:
     """1.0 for an answer that declines where the accepted one does not."""
     return float(is_refusal(answer.text) and not (reference is not None and is_refusal(reference)))
-
-
-def is_refusal(text: str) -> bool:
-    return REFUSAL.match(text.strip()) is not None
 
 
 def ended(answer: Answer) -> float:
@@ -145,11 +132,7 @@ def length_kept(answer: Answer, reference_tokens: int) -> float:
 
 def complies(answer: Answer, form: FormatCheck) -> float | None:
     """1.0 for an answer of the form that the route declares. A cut one has not shown it. None: the schema is none."""
-    fits: bool | None = not answer.truncated
-    if fits and form.regex is not None:
-        fits = re.fullmatch(form.regex, answer.text.strip(), re.DOTALL) is not None
-    if fits and form.json_schema is not None:
-        fits = _fits_schema(answer.text, form.json_schema)
+    fits = False if answer.truncated else fits_form(answer.text, form)
     return None if fits is None else float(fits)
 
 
@@ -182,35 +165,13 @@ def balanced(values: Sequence[tuple[str, bool]]) -> tuple[float, ...]:
 
 
 # -- how -------------------------------------------------------------------------------------------
-#: How answers that decline begin, in English; the same for all sides, so that other languages merely show less.
-#: Stricter than what `filters` keeps from being learned: a polite answer that helps is no refusal.
-REFUSAL = re.compile(
-    r"""(?:unfortunately|sorry|apologies|i\ apologi[sz]e|as\ an\ ai\b[^.]{0,60}?|(?:i['’]?m|i\ am)\ (?:\w+\ )?(?:sorry|afraid))?
-        (?:[,.;:—-]|\ but|\ that)*\ ?
-        (?: i\ (?:can(?:no|['’])t|can\ not|won['’]t|will\ not|must\ decline|(?:am|['’]m)\ (?:unable|not\ able))
-          | (?:i['’]m|i\ am)\ (?:unable|not\ able))
-        (?:\ to)?\ (?:help|assist|answer|do|provide|fulfil|comply|discuss|comment|create|generate|write|share)
-      | as\ an\ ai\ (?:language\ )?model\b""",
-    re.IGNORECASE | re.VERBOSE,
-)
-
-INVALID = object()
-
-
 def _plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return INVALID
-
-
 def _call_text(call: dict[str, Any]) -> str:
     function = call["function"]
-    arguments = _json(function["arguments"])
+    arguments = json_value(function["arguments"])
     told = function["arguments"] if arguments is INVALID else json.dumps(arguments, sort_keys=True)
     return f"{function['name']}({told})"
 
@@ -228,25 +189,3 @@ def _rouge() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rougeL"])
-
-
-def _fits_schema(text: str, schema: dict[str, Any]) -> bool | None:
-    from jsonschema.exceptions import SchemaError
-    from referencing.exceptions import Unresolvable
-
-    value = _json(text)
-    try:
-        return value is not INVALID and bool(_validator(json.dumps(schema)).is_valid(value))
-    except (SchemaError, Unresolvable):
-        return None
-
-
-@lru_cache(maxsize=1)
-def _validator(schema: str) -> Any:
-    from jsonschema.validators import validator_for
-    from referencing import Registry
-
-    parsed = json.loads(schema)
-    kind = validator_for(parsed)
-    kind.check_schema(parsed)
-    return kind(parsed, registry=Registry())  # an own registry: nothing is fetched
