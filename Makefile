@@ -1,6 +1,7 @@
 # make serve   everything from nothing: environment, weights, engine, gateway
 # make test    all tests;  make test-fast leaves out those that take minutes (a real vLLM, runs that are killed)
 # make check   what CI runs: format, lint, types, tests
+# make simulate   how often the statistics of experiments err, how soon they see: some minutes
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ STAMP := $(VENV)/.installed-$(BURNISH_ENGINE)
 CLIENTS := .venv-clients
 PIP := -m pip install --no-deps --disable-pip-version-check --quiet
 
-.PHONY: serve test test-fast check lint install clients-venv lock clean
+.PHONY: serve test test-fast check simulate lint install clients-venv lock clean
 
 serve: $(STAMP)
 	@exec $(BIN)/burnish serve
@@ -27,6 +28,9 @@ lint: $(STAMP)
 	$(BIN)/mypy adapters gateway trainer loadtests
 
 check: lint test
+
+simulate: $(STAMP)
+	$(BIN)/python -m tests.simulations
 
 install: $(STAMP)
 
