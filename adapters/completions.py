@@ -1,7 +1,7 @@
 """Completions: every answered request as it is kept, and OpenAI's stored-completions view of them.
 
 Owns the `completions` table and its compression. Does not know how an answer is made, nor what is said of it later
-(`feedback`), but that this goes when the completion goes. A key sees only its own.
+(`feedback`) or measured of it (`observations`), but that these go when the completion goes. A key sees only its own.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from sqlalchemy.engine import Connection, Row
 
 from adapters import schema
 from adapters.database import Database
+from adapters.observations import Observation, delete_observations, insert_observations
 from adapters.packed import pack, unpack
 
 PURGE_ROWS = 500
@@ -61,6 +62,8 @@ class Completion:
     #: The answer object as the client got it, streams put together.
     output: dict[str, Any] | None = field(hash=False)
     number: int | None = None  # grows with every completion; None before it is stored
+    #: What an experiment measures of it, which is stored with it; None for what was read back.
+    observation: Observation | None = field(default=None, compare=False)
 
 
 class Completions:
@@ -127,6 +130,7 @@ class Completions:
             ).rowcount
             if gone:
                 connection.execute(sa.delete(schema.feedback).where(schema.feedback.c.completion_id == id))
+                delete_observations(connection, [id])
             return gone == 1
 
     def purge(self, older_than: float, judged_older_than: float) -> int:
@@ -163,6 +167,7 @@ def insert_completions(connection: Connection, completions: Sequence[Completion]
     if completions:
         # By the driver itself: SQLAlchemy's handling of the values costs half as much again as the insert.
         connection.exec_driver_sql(_INSERT[connection.dialect.name], [_row(c) for c in completions])
+        insert_observations(connection, [c.observation for c in completions if c.observation is not None])
 
 
 def find_completion(connection: Connection, id: str) -> Completion | None:
@@ -185,6 +190,7 @@ def delete_completions(connection: Connection, ids: Collection[str]) -> None:
     """With what was said of them, in the caller's transaction."""
     for some in _batches(ids):
         connection.execute(sa.delete(schema.feedback).where(schema.feedback.c.completion_id.in_(some)))
+        delete_observations(connection, some)
         connection.execute(sa.delete(schema.completions).where(schema.completions.c.id.in_(some)))
 
 

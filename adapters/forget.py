@@ -19,6 +19,7 @@ from sqlalchemy.engine import Connection
 from adapters import schema
 from adapters.changes import changing, record
 from adapters.database import Database
+from adapters.experiment_records import open_experiments, stop_experiment
 from adapters.jobs import ENDED, stop
 from adapters.records import find_versions, move_version
 from adapters.routes import Route, Routes, all_routes, move_route
@@ -226,6 +227,11 @@ def _hold(connection: Connection, user: str) -> None:
 def _quarantine(connection: Connection, found: _Found, actor: str, now: float) -> None:
     for job in found.told.stopped:
         stop(connection, job, STOPPED, now)
+    refs = {*found.told.versions}
+    for experiment in open_experiments(connection):
+        if refs & {*experiment.variants}:
+            why = "a variant learned from a user who is to be forgotten"
+            stop_experiment(connection, experiment, actor, why, now)
     for before, after in found.moves:
         move_route(connection, before, after, actor, now)
     for version in found.versions:
@@ -238,6 +244,9 @@ def _delete_rows(connection: Connection, user: str) -> None:
     connection.execute(sa.delete(schema.idempotency).where(made))
     connection.execute(sa.delete(schema.responses).where(_kept_of(user)))
     connection.execute(sa.delete(schema.feedback).where(_said_by(user)))
+    seen = schema.observations
+    asked = _completions_of(user)
+    connection.execute(sa.delete(seen).where(sa.or_(seen.c.id.in_(asked), seen.c.shadow_of.in_(asked))))
     connection.execute(sa.delete(schema.completions).where(_asked_by(user)))
     rows = schema.dataset_rows
     theirs = rows.c.user_digest == user_digest(user)

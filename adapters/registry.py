@@ -19,6 +19,7 @@ from adapters.artifacts import ABANDONED_SECONDS, ArtifactStore
 from adapters.changes import changing, record, revision
 from adapters.database import Database
 from adapters.errors import Conflict, InvalidRequest, NotFound
+from adapters.experiment_records import Experiment, open_experiments
 from adapters.job_records import check, open_jobs
 from adapters.keys import Key, all_keys
 from adapters.records import (
@@ -49,6 +50,7 @@ class RegistryRows:
     base_models: tuple[BaseModel, ...]
     versions: tuple[VersionRecord, ...]  # removed ones left out
     routes: tuple[Route, ...]
+    experiments: tuple[Experiment, ...]  # the open ones
     keys: tuple[Key, ...]  # revoked ones left out; passes are among them
     keys_required: bool  # a key (no pass) was made at some time, even if all are revoked now
 
@@ -228,13 +230,7 @@ class Registry:
         """
         with changing(self._db) as connection:
             version = existing_version(connection, ref)
-            users = [route.name for route in all_routes(connection) if ref in route.variants]
-            if users:
-                raise Conflict(
-                    f"{ref} answers for route {', '.join(users)}; promote another version, end its share or delete "
-                    "the route",
-                    code="version_in_use",
-                )
+            _refuse_used(connection, ref)
             return move_version(connection, version, VersionState.REMOVING, None, actor, _at(now))
 
     def finish_remove(self, ref: str, actor: str = "burnish", now: float | None = None) -> VersionRecord:
@@ -271,6 +267,7 @@ class Registry:
                 base_models=all_base_models(connection),
                 versions=find_versions(connection, removed=False),
                 routes=all_routes(connection),
+                experiments=open_experiments(connection),
                 keys=tuple(key for key in keys if key.revoked is None),
                 keys_required=any(key.expires is None for key in keys),
             )
@@ -393,6 +390,20 @@ def _overridden(
     approval = {"kind": "override", "by": actor, "reason": reason, "at": now, "over": version.approval}
     update_version(connection, version, approval=approval)
     return replace(version, approval=approval)
+
+
+def _refuse_used(connection: Connection, ref: str) -> None:
+    users = [route.name for route in all_routes(connection) if ref in route.variants]
+    if users:
+        raise Conflict(
+            f"{ref} answers for route {', '.join(users)}; promote another version, end its share or delete the route",
+            code="version_in_use",
+        )
+    experiments = [each.name for each in open_experiments(connection) if ref in each.variants]
+    if experiments:
+        raise Conflict(
+            f"{ref} is in experiment {', '.join(experiments)}; stop or decide it first", code="version_in_use"
+        )
 
 
 def _ensure_route(connection: Connection, version: VersionRecord, actor: str, now: float) -> None:

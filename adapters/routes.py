@@ -19,6 +19,7 @@ from adapters import schema
 from adapters.changes import changing, record
 from adapters.database import Database
 from adapters.errors import Conflict, InvalidRequest, NotFound
+from adapters.experiment_records import open_experiment_of, stop_experiment
 from adapters.policy import RoutePolicy, changed_policy, parse_policy, policy_json
 from adapters.versions import (
     REMEDIES,
@@ -92,7 +93,7 @@ class Routes:
                 raise Conflict(f"there is a route {name!r} already; promote it instead", code="route_exists")
             if name in self._models or _is_base_model(connection, name):
                 raise Conflict(f"{name!r} is the name of a model", param="name", code="name_taken")
-            self._check_variant(connection, variant)
+            self.check_variant(connection, variant)
             insert_route(connection, route, actor)
         return route
 
@@ -100,6 +101,7 @@ class Routes:
         """Takes the public name away; its versions stay. Raises NotFound."""
         with changing(self._db) as connection:
             route = existing_route(connection, name)
+            _stop_experiment(connection, name, None, "its route was deleted", actor, now)
             connection.execute(sa.delete(schema.routes).where(schema.routes.c.name == name))
             _record(connection, "route.deleted", name, {"variant": route.variant}, actor, now)
 
@@ -110,7 +112,7 @@ class Routes:
         """
         with changing(self._db) as connection:
             route = existing_route(connection, name)
-            self._check_variant(connection, variant)
+            self.check_variant(connection, variant)
             if route.variant == variant:
                 return route
             return _change(connection, "route.promoted", route, route.promoted(variant), actor, now)
@@ -135,25 +137,27 @@ class Routes:
     ) -> Route:
         """Gives these variants, and no others, shares of the traffic beside the default; none: the default has all.
 
-        Raises NotFound, InvalidRequest, Conflict(code="version_not_ready").
+        Raises NotFound, InvalidRequest, Conflict(code="version_not_ready" | "experiment_open").
         """
         with changing(self._db) as connection:
             route = existing_route(connection, name)
+            _refuse_open_experiment(connection, name)
             wanted = tuple(Challenger(variant, share) for variant, share in sorted(shares.items()))
             after = replace(route, challengers=check_shares(route, wanted))
             for challenger in wanted:
-                self._check_variant(connection, challenger.variant, param="challengers")
+                self.check_variant(connection, challenger.variant, param="challengers")
             if after == route:
                 return route
             return _change(connection, "route.challenged", route, after, actor, now)
 
     def set_policy(self, name: str, policy: RoutePolicy, actor: str, now: float | None = None) -> Route:
-        """Another policy as a whole; the same again changes nothing. Raises NotFound."""
+        """Another policy as a whole; the same again changes nothing. Raises NotFound, Conflict(code="experiment_open")
+        where an open experiment counts a score that would be another."""
         with changing(self._db) as connection:
             return _declare(connection, existing_route(connection, name), policy, actor, now)
 
     def change_policy(self, name: str, change: Any, actor: str, now: float | None = None) -> Route:
-        """The given parts of a policy (see `changed_policy`). Raises NotFound, InvalidRequest."""
+        """The given parts of a policy (see `changed_policy`). Raises as `set_policy`, InvalidRequest."""
         with changing(self._db) as connection:
             route = existing_route(connection, name)
             return _declare(connection, route, changed_policy(route.policy, change), actor, now)
@@ -182,7 +186,7 @@ class Routes:
                     param="to",
                     code="not_in_history",
                 )
-            self._check_variant(connection, to, param="to")
+            self.check_variant(connection, to, param="to")
             return index
         # A former default may have been quarantined or removed since: the person who rolls back wants one that works.
         for index in indexes:
@@ -197,12 +201,13 @@ class Routes:
 
     def _may_take_traffic(self, connection: Connection, variant: str) -> bool:
         try:
-            self._check_variant(connection, variant)
+            self.check_variant(connection, variant)
         except (NotFound, Conflict):
             return False
         return True
 
-    def _check_variant(self, connection: Connection, variant: str, param: str = "variant") -> None:
+    def check_variant(self, connection: Connection, variant: str, param: str = "variant") -> None:
+        """Whether it may take traffic, in the caller's transaction. Raises NotFound, Conflict(code="version_not_ready")."""
         if not is_ref(variant):
             if variant in self._models or _is_base_model(connection, variant):
                 return
@@ -254,6 +259,9 @@ def move_route(connection: Connection, before: Route, after: Route, actor: str, 
 def _change(
     connection: Connection, action: str, before: Route, after: Route, actor: str, now: float | None
 ) -> Route:
+    if before.variant != after.variant:
+        why = f"the default of {before.name} was moved to {after.variant}"
+        _stop_experiment(connection, before.name, after.variant, why, actor, now)
     connection.execute(
         sa.update(schema.routes)
         .where(schema.routes.c.name == before.name)
@@ -264,6 +272,37 @@ def _change(
         detail["challengers"] = shares_of(after)
     _record(connection, action, before.name, detail, actor, now)
     return after
+
+
+def _refuse_open_experiment(connection: Connection, route: str) -> None:
+    known = open_experiment_of(connection, route)
+    if known is not None:
+        raise Conflict(
+            f"experiment {known.name!r} splits the traffic of {route!r}: burnish experiments stop {known.name}",
+            code="experiment_open",
+        )
+
+
+def _refuse_other_scores(connection: Connection, before: Route, policy: RoutePolicy) -> None:
+    """What an open experiment counts must mean tomorrow what it meant when it was said."""
+    known = open_experiment_of(connection, before.name)
+    for score in () if known is None else known.plan.scores:
+        if known is not None and policy.score(score) != before.policy.score(score):
+            raise Conflict(
+                f"experiment {known.name!r} counts score {score!r}: burnish experiments stop {known.name}",
+                param="policy.scores",
+                code="experiment_open",
+            )
+
+
+def _stop_experiment(
+    connection: Connection, route: str, default: str | None, why: str, actor: str, now: float | None
+) -> None:
+    """A comparison with a default that is none any more is moot; but what an experiment has itself promoted is not."""
+    known = open_experiment_of(connection, route)
+    if known is None or (known.promoted is not None and known.promoted == default):
+        return
+    stop_experiment(connection, known, actor, why, time.time() if now is None else now)
 
 
 def shares_of(route: Route) -> dict[str, float]:
@@ -291,6 +330,7 @@ def _declare(
 ) -> Route:
     if policy == before.policy:
         return before
+    _refuse_other_scores(connection, before, policy)
     declared = policy_json(policy)
     table = schema.routes
     connection.execute(sa.update(table).where(table.c.name == before.name).values(policy=declared))

@@ -193,6 +193,79 @@ feedback = sa.Table(
     sqlite_autoincrement=True,
 )
 
+#: Comparisons of a route's variants. `arms` are the shares now, the control first; `epoch` counts their changes, and
+#: `salt` keys the hash that splits the traffic. `dropped` says why a challenger has no share any more.
+experiments = sa.Table(
+    "experiments",
+    metadata,
+    sa.Column("number", RowNumber, primary_key=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("name", sa.Text, nullable=False, unique=True),
+    sa.Column("route", sa.Text, nullable=False, index=True),
+    sa.Column("state", sa.Text, nullable=False, index=True),
+    sa.Column("plan", sa.JSON, nullable=False),
+    sa.Column("control", sa.Text, nullable=False),
+    sa.Column("arms", sa.JSON, nullable=False),
+    sa.Column("dropped", sa.JSON, nullable=False),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("epoch_began", sa.Double, nullable=False),
+    sa.Column("salt", sa.Text, nullable=False),
+    sa.Column("verdict", sa.JSON(none_as_null=True)),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("created", sa.Double, nullable=False),
+    sa.Column("ended", sa.Double),
+    sqlite_autoincrement=True,
+)
+
+#: The shares that an experiment has had, by epoch.
+experiment_epochs = sa.Table(
+    "experiment_epochs",
+    metadata,
+    sa.Column("experiment", sa.Text, primary_key=True),
+    sa.Column("epoch", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Column("shares", sa.JSON, nullable=False),
+)
+
+#: What an experiment looked like whenever there was something new to see.
+experiment_looks = sa.Table(
+    "experiment_looks",
+    metadata,
+    sa.Column("number", RowNumber, primary_key=True),
+    sa.Column("experiment", sa.Text, nullable=False),
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Column("body", sa.JSON, nullable=False),
+    sa.Index("ix_experiment_looks_experiment_number", "experiment", "number"),
+    sqlite_autoincrement=True,
+)
+
+#: What was measured of each answer that counts in an experiment; they go when the completion goes. `id` is the
+#: completion's, or that of an answer in its shadow, which has `shadow_of` and its own `output` (packed JSON).
+observations = sa.Table(
+    "observations",
+    metadata,
+    sa.Column("number", RowNumber, primary_key=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("experiment", sa.Text, nullable=False),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("variant", sa.Text, nullable=False),
+    sa.Column("unit", sa.Text, nullable=False, index=True),
+    sa.Column("created", sa.Double, nullable=False),
+    sa.Column("failed_over", sa.Boolean, nullable=False),
+    sa.Column("shadow_of", sa.Text, index=True),
+    sa.Column("error", sa.Double, nullable=False),
+    sa.Column("log_ttft", sa.Double),
+    sa.Column("log_inter_token", sa.Double),
+    sa.Column("log_total", sa.Double),
+    sa.Column("log_length", sa.Double),
+    sa.Column("refused", sa.Double),
+    sa.Column("repetition", sa.Double),
+    sa.Column("malformed", sa.Double),
+    sa.Column("output", sa.LargeBinary),
+    sa.Index("ix_observations_experiment_number", "experiment", "number"),
+    sqlite_autoincrement=True,
+)
+
 #: What was answered to an idempotency key: the row it made, and the digest of the body it came with.
 #: `owner` is the key's id, or "" while no keys are in use (NULL would never equal NULL).
 idempotency = sa.Table(

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from adapters.observations import Assignment
 from adapters.settings import Limits
 from gateway.access import Caller
 from gateway.protocol import answers, requests
 from gateway.relay import CompletionStream, MessageStream, ResponseStream, Translator
-from gateway.routing import Target
+from gateway.routing import Choice, Shadow, Target
 
 Body = dict[str, Any]
 
@@ -38,6 +39,25 @@ class Call:
     """What the client's header `x-burnish-conversation` says."""
     propensity: float = 1.0
     """The probability with which the target was chosen among the variants of its route."""
+    assignment: Assignment | None = None
+    """What an experiment gave this request."""
+    control: Target | None = None
+    """What answers where the target cannot."""
+    shadow: Shadow | None = None
+    """What answers too, off the client's path."""
+
+    def take(self, choice: Choice) -> None:
+        """Goes to the variant that was chosen."""
+        self.target, self.propensity = choice.target, choice.propensity
+        self.assignment, self.control, self.shadow = choice.assignment, choice.control, choice.shadow
+
+    def fail_over(self) -> bool:
+        """Goes to the control in the chosen variant's stead, if it can: the variant's failure is on record with it."""
+        if self.control is None or self.assignment is None:
+            return False
+        self.target, self.control = self.control, None
+        self.assignment = replace(self.assignment, failed_over=True)
+        return True
 
     @property
     def streams(self) -> bool:

@@ -81,7 +81,7 @@ class NewJob(Body):
     integrations: list[Integration] | None = None
     route: str | None = Field(None, description="trains from this route's feedback, or for it from a file")
     gate: Literal["require", "report"] = "require"
-    release: Literal["promote", "challenge", "ask"] | None = None
+    release: Literal["promote", "challenge", "experiment", "ask"] | None = None
     report_to: list[Literal["tensorboard", "wandb", "mlflow"]] | None = None
     quantization: Literal["nf4"] | None = None
 

@@ -24,6 +24,7 @@ from adapters.errors import (
     EngineTimeout,
     InvalidRequest,
     NotRecorded,
+    RateLimited,
     TooLarge,
     Unavailable,
 )
@@ -40,6 +41,7 @@ from gateway.protocol.errors import from_engine
 from gateway.recorder import Record, Recorder
 from gateway.relay import BrokenStream, EngineErrorEvent, Translator
 from gateway.reply import HttpScope, Receive, Reply, Send
+from gateway.shadow import Shadows
 
 log = logging.getLogger("burnish.inference")
 
@@ -68,12 +70,14 @@ class Inference:
         snapshot: Callable[[], routing.Snapshot],
         conversations: Conversations,
         recorder: Recorder,
+        shadows: Shadows,
     ) -> None:
         self._settings = settings
         self._engines = engines
         self._snapshot = snapshot
         self._conversations = conversations
         self._recorder = recorder
+        self._shadows = shadows
 
     async def __call__(self, scope: HttpScope, receive: Receive, send: Send) -> None:
         endpoint = ENDPOINTS[scope["path"]]
@@ -89,6 +93,8 @@ class Inference:
             await self._conversations.recall(call)
             record = self._recorder.begin(call)
             await self._answer(call, record, reply, presence)
+            if call.shadow is not None:
+                self._shadows.follow(call, record)
         except ClientGone:
             log.info("client_left request=%s path=%s", request_id, endpoint.path)
         except BurnishError as error:
@@ -107,7 +113,8 @@ class Inference:
 
     async def _refuse(self, error: BurnishError, record: Record | None, reply: Reply) -> None:
         if record is not None:
-            await self._recorder.fail(record, Status.ERROR, error.code or error.type)
+            code, at_fault = error.code or error.type, error.status >= 500
+            await self._recorder.fail(record, Status.ERROR, code, at_fault=at_fault)
         await reply.error(error)
 
     async def _body(self, scope: HttpScope, receive: Receive) -> bytes:
@@ -145,10 +152,21 @@ class Inference:
         endpoint.prepare(body, self._settings.limits)
         call = Call(endpoint, request_id, caller, target, body, asked, shows_usage)
         call.conversation = _header(scope, b"x-burnish-conversation").decode("latin-1") or None
-        call.target, call.propensity = routing.choose(snapshot, target, call.unit)
+        call.take(routing.choose(snapshot, target, call.unit))
         return call
 
     async def _answer(self, call: Call, record: Record, reply: Reply, presence: Presence) -> None:
+        """Gives the call to its variant; where that cannot answer, to the control of the experiment, if there is one."""
+        try:
+            await self._answer_by_variant(call, record, reply, presence)
+        except (Unavailable, EngineFailed, EngineTimeout, RateLimited) as error:
+            if reply.started or isinstance(error, NotRecorded) or not call.fail_over():
+                raise
+            log.warning("failed_over request=%s: %s", call.request_id, error.message)
+            reply.headers = call.target.headers
+            await self._answer_by_variant(call, record, reply, presence)
+
+    async def _answer_by_variant(self, call: Call, record: Record, reply: Reply, presence: Presence) -> None:
         """Gives the call to one engine after another until one answers it."""
         tried: list[Engine] = []
         while True:
@@ -175,7 +193,8 @@ class Inference:
                 self._engines.end(engine, call.target)
 
     async def _engine(self, call: Call, tried: list[Engine], presence: Presence) -> Engine:
-        """The engine for the next attempt; waits a little for one that is on its way up."""
+        """The engine for the next attempt; waits a little for one that is on its way up, but for nothing where the
+        control can answer instead."""
         affinity = call.affinity if len(self._engines.all) > 1 else b""
         until = asyncio.get_running_loop().time() + self._settings.health.hold_seconds
         while True:
@@ -183,7 +202,8 @@ class Inference:
             if engine is not None:
                 return engine
             left = until - asyncio.get_running_loop().time()
-            if left <= 0 or not self._engines.could(call.target):
+            may_come = left > 0 and self._engines.could(call.target)
+            if not may_come or self._has_stand_in(call):
                 raise Unavailable(
                     f"No engine can answer for the model '{call.target.name}' now.", retry_after_seconds=2
                 )
@@ -194,6 +214,9 @@ class Inference:
                 pass
             if presence.gone:
                 raise ClientGone
+
+    def _has_stand_in(self, call: Call) -> bool:
+        return call.control is not None and self._engines.pick(call.control, b"") is not None
 
     async def _attempt(
         self, call: Call, record: Record, engine: Engine, reply: Reply, presence: Presence

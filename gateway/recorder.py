@@ -13,10 +13,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from adapters.completions import Completion, Status, try_to_write
 from adapters.errors import NotRecorded
+from adapters.measuring import observe
 from adapters.responses import StoredResponse, put_response
 from adapters.settings import Recording
 from adapters.turns import conversation_unit
@@ -60,9 +62,11 @@ class Record:
         "_created",
         "_first_byte_at",
         "_size",
+        "at_fault",
         "call",
         "id",
         "settled",
+        "status",
         "wanted",
     )
 
@@ -72,6 +76,10 @@ class Record:
         self.settled = not wanted
         self.id = call.request_id
         """Until an answer has named its own."""
+        self.at_fault = True
+        """Whether an error is the engine's, or ours, and not the client's."""
+        self.status: Status | None = None
+        """How it ended; None: not yet, or it is not wanted."""
         self._created = time.time()
         self._began = time.monotonic()
         self._first_byte_at: float | None = None
@@ -94,7 +102,7 @@ class Record:
         self, status: Status, answer: Answer | None, usage: Answer | None, error_code: str | None
     ) -> Callable[[], Completion]:
         """Ends the record; what it returns makes the completion, once, in whichever thread."""
-        self.settled = True
+        self.settled, self.status = True, status
         seconds = time.monotonic() - self._began
         return functools.partial(self._completion, status, answer, usage, error_code, seconds)
 
@@ -113,7 +121,7 @@ class Record:
         self.id = _id(call, output)
         version, user = call.target.version, None if call.user is None else _text(call.user)
         prompt_tokens, completion_tokens = _tokens(output)
-        return Completion(
+        completion = Completion(
             id=self.id,
             created=self._created,
             endpoint=call.endpoint.path,
@@ -137,6 +145,10 @@ class Record:
             request=_request(call),
             output=output,
         )
+        if call.assignment is None:
+            return completion
+        observation = observe(completion, call.assignment, at_fault=self.at_fault)
+        return replace(completion, observation=observation)
 
     def _output(self, answer: Answer | None) -> Answer | None:
         if answer is None:
@@ -208,9 +220,16 @@ class Recorder:
         return ((b"x-burnish-completion", record.id.encode()),) if record.wanted else ()
 
     async def fail(
-        self, record: Record, status: Status, error_code: str, usage: Answer | None = None
+        self,
+        record: Record,
+        status: Status,
+        error_code: str,
+        usage: Answer | None = None,
+        *,
+        at_fault: bool = True,
     ) -> None:
         """Records a request that has no whole answer. Never raises: there is no answer to hold back."""
+        record.at_fault = at_fault
         if not record.settled:
             failure = await _first_failure(
                 [self._writer.put_soon(record.settle(status, None, usage, error_code))]

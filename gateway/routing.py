@@ -16,7 +16,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from adapters.errors import NotFound, Unavailable
+from adapters.experiment_records import Experiment
 from adapters.keys import Key
+from adapters.observations import Assignment
+from adapters.plans import Policy
+from adapters.policy import FormatCheck
 from adapters.registry import RegistryRows
 from adapters.routes import Route
 from adapters.versions import VersionRecord, VersionState
@@ -45,8 +49,50 @@ class Target:
 class Arm:
     """One of the variants that a route's traffic is split among."""
 
+    variant: str
+    target: Target | None
+    """None: it cannot answer here, and the control does in its stead."""
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How a route's traffic is split: by its challengers' shares, or by an experiment's."""
+
+    arms: tuple[Arm, ...]
+    """The control first. Their shares add up to 1."""
+    salt: bytes
+    """Keys the hash: nobody outside can choose their variant, and the next experiment mixes people anew."""
+    experiment: str | None = None
+    epoch: int = 0
+    form: FormatCheck = field(default_factory=FormatCheck)
+    """Of the route's answers; measured in experiments."""
+    shadow: Shadow | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """The challenger that answers too, where nobody sees it."""
+
+    variant: str
     target: Target
     share: float
+    at_once: int
+    requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What answers one request, and why."""
+
+    target: Target
+    propensity: float
+    """The probability with which a unit like this one was to get this variant."""
+    assignment: Assignment | None = None
+    """What an experiment gave it; None: it is no evidence."""
+    control: Target | None = None
+    """What answers where the target cannot."""
+    shadow: Shadow | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +119,8 @@ class Snapshot:
     """The versions that engines should give up."""
     waiting: Mapping[str, str]
     """Names that exist but cannot answer, and why."""
-    arms: Mapping[str, tuple[Arm, ...]] = field(default_factory=dict)
-    """Of the routes that are split, the default first. Their shares add up to 1."""
+    splits: Mapping[str, Split] = field(default_factory=dict)
+    """Of the routes that are split or have an experiment."""
     candidates: Mapping[str, Target] = field(default_factory=dict)
     """What only an evaluation may ask."""
     keys: Mapping[str, Key] = field(default_factory=dict)
@@ -92,7 +138,8 @@ def build(rows: RegistryRows, served: Collection[str]) -> Snapshot:
     targets = {name: _target(name, name, None) for name in bases}
     models = [Model(base.name, int(base.created), "base", None) for base in bases.values()]
     waiting: dict[str, str] = {}
-    arms: dict[str, tuple[Arm, ...]] = {}
+    splits: dict[str, Split] = {}
+    experiments = {experiment.route: experiment for experiment in rows.experiments}
     candidates: dict[str, Target] = {}
     for version in rows.versions:
         if version.base_model not in bases:
@@ -112,9 +159,9 @@ def build(rows: RegistryRows, served: Collection[str]) -> Snapshot:
             )
             continue
         targets[route.name] = _target(route.name, variant.base, variant.version)
-        split = _arms(route, targets)
-        if len(split) > 1:
-            arms[route.name] = split
+        split = _split(route, experiments.get(route.name), targets)
+        if split is not None:
+            splits[route.name] = split
         models.append(Model(route.name, int(route.created), "route", route.variant))
     wanted = (VersionState.CANDIDATE, VersionState.STAGED, VersionState.PROVED)
     return Snapshot(
@@ -124,7 +171,7 @@ def build(rows: RegistryRows, served: Collection[str]) -> Snapshot:
         wanted=tuple(v for v in rows.versions if v.state in wanted and v.base_model in bases),
         leaving=tuple(v for v in rows.versions if v.state not in wanted),
         waiting=waiting,
-        arms=arms,
+        splits=splits,
         candidates=candidates,
         keys={key.digest: key for key in rows.keys},
         keyed=rows.keys_required,
@@ -155,30 +202,75 @@ def resolve(snapshot: Snapshot, model: str, may_evaluate: bool = False) -> Targe
     )
 
 
-def choose(snapshot: Snapshot, target: Target, unit: str) -> tuple[Target, float]:
-    """Which variant of a target answers a unit, and with what probability it was to be that one."""
-    arms = snapshot.arms.get(target.name)
-    if arms is None:
-        return target, 1.0
-    chosen = max(arms, key=lambda arm: _score(arm, unit))
-    return chosen.target, chosen.share
+def choose(snapshot: Snapshot, target: Target, unit: str) -> Choice:
+    """Which variant of a target answers a unit."""
+    split = snapshot.splits.get(target.name)
+    if split is None:
+        return Choice(target, 1.0)
+    chosen = _drawn(split, target.name, unit)
+    answers = chosen.target or target
+    if split.experiment is None:
+        return Choice(answers, chosen.share)
+    failed_over = chosen.target is None
+    assignment = Assignment(
+        split.experiment, split.epoch, chosen.variant, unit, split.form, failed_over=failed_over
+    )
+    control = split.arms[0].target if chosen is not split.arms[0] and not failed_over else None
+    return Choice(answers, chosen.share, assignment, control, split.shadow)
 
 
-def _score(arm: Arm, unit: str) -> float:
+def _drawn(split: Split, route: str, unit: str) -> Arm:
+    arms = split.arms
+    return arms[0] if len(arms) == 1 else max(arms, key=lambda arm: _score(arm, split.salt, route, unit))
+
+
+def _score(arm: Arm, salt: bytes, route: str, unit: str) -> float:
     """The weight over an exponential variate that the unit and the variant decide: the greatest wins as often as its
     share says."""
-    name = arm.target.version.ref if arm.target.version else arm.target.base
-    told = f"{arm.target.name}\0{name}\0{unit}".encode("utf-8", "surrogatepass")
-    drawn = int.from_bytes(hashlib.blake2b(told, digest_size=8).digest())
+    told = f"{route}\0{arm.variant}\0{unit}".encode("utf-8", "surrogatepass")
+    drawn = int.from_bytes(hashlib.blake2b(told, digest_size=8, key=salt).digest())
     return arm.share / -math.log((drawn + 0.5) / 2**64)
 
 
-def _arms(route: Route, targets: Mapping[str, Target]) -> tuple[Arm, ...]:
-    """Challengers that cannot answer leave their share to the default."""
+def _split(route: Route, experiment: Experiment | None, targets: Mapping[str, Target]) -> Split | None:
+    if experiment is not None:
+        return _split_by_experiment(route, experiment, targets)
+    # Challengers that cannot answer leave their share to the default.
     able = [each for each in route.challengers if each.variant in targets]
+    if not able:
+        return None
     rest = 1.0 - math.fsum(challenger.share for challenger in able)
-    first = Arm(targets[route.name], rest)
-    return (first, *(Arm(_renamed(targets[each.variant], route.name), each.share) for each in able))
+    first = Arm(route.variant, targets[route.name], rest)
+    others = (Arm(c.variant, _renamed(targets[c.variant], route.name), c.share) for c in able)
+    return Split((first, *others), salt=b"")
+
+
+def _split_by_experiment(route: Route, experiment: Experiment, targets: Mapping[str, Target]) -> Split | None:
+    """The control first. A challenger that cannot answer here keeps its units, which the control answers: that they
+    failed over is evidence, and whoever got it keeps it."""
+    named = {v: _renamed(targets[v], route.name) for v in experiment.variants if v in targets}
+    shares = {variant: share for variant, share in experiment.shares.items() if share > 0}
+    first = experiment.control
+    if first not in named:
+        return None
+    ordered = (first, *(variant for variant in shares if variant != first))
+    shadow = _shadow(experiment, named)
+    return Split(
+        arms=tuple(Arm(variant, named.get(variant), shares.get(variant, 0.0)) for variant in ordered),
+        salt=experiment.salt.encode(),
+        experiment=experiment.id,
+        epoch=experiment.epoch,
+        form=route.policy.format,
+        shadow=shadow,
+    )
+
+
+def _shadow(experiment: Experiment, named: Mapping[str, Target]) -> Shadow | None:
+    plan = experiment.plan
+    variant = next(iter(experiment.challengers), None)
+    if plan.policy is not Policy.SHADOW or variant is None or variant not in named:
+        return None
+    return Shadow(variant, named[variant], plan.shadow_share, plan.shadow_at_once, plan.shadow_requests)
 
 
 def _renamed(variant: Target, name: str) -> Target:

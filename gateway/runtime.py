@@ -17,10 +17,12 @@ from adapters.artifacts import ArtifactStore
 from adapters.base_weights import base_digest
 from adapters.completions import Completions
 from adapters.database import Database
+from adapters.experiments import Experiments
 from adapters.feedback import FeedbackStore
 from adapters.files import Files
 from adapters.jobs import Jobs
 from adapters.keys import Keys
+from adapters.looks import Looks
 from adapters.placements import Placements
 from adapters.registry import Registry, withdraw_orphans
 from adapters.responses import ResponseStore
@@ -38,6 +40,7 @@ from gateway.inference import Inference
 from gateway.orders import Orders
 from gateway.reconcile import Reconciler
 from gateway.recorder import Recorder
+from gateway.shadow import Shadows
 from gateway.supervisor import SupervisedEngine
 from gateway.upstream import Pool
 from gateway.validation import Validation
@@ -50,6 +53,9 @@ REFRESH_SECONDS = 0.2
 HEARTBEAT_SECONDS = 2.0
 PURGE_SECONDS = 3600.0
 TRIGGER_SECONDS = 5.0
+LOOK_SECONDS = 0.5
+"""Between two looks at experiments: with REFRESH_SECONDS less than the two seconds in which a breach must be over."""
+
 DAY_SECONDS = 86400.0
 
 
@@ -63,6 +69,7 @@ class Runtime:
         self.id = f"gateway-{secrets.token_hex(6)}"
         self.registry = Registry(db, ArtifactStore(settings.artifact_root), settings.models)
         self.routes = Routes(db, settings.models)
+        self.experiments = Experiments(db, self.routes)
         self.keys = Keys(db)
         self.placements = Placements(db)
         self.responses = ResponseStore(db)
@@ -89,12 +96,14 @@ class Runtime:
             settings.canary,
             settings.health,
         )
+        self.shadows = Shadows(self.engines, self.writer, settings.health)
         self.inference = Inference(
             settings,
             self.engines,
             lambda: self.snapshot,
             Conversations(self.responses),
             self.recorder,
+            self.shadows,
         )
 
     async def start(self, url: str) -> None:
@@ -108,6 +117,7 @@ class Runtime:
         self._spawn(self._beat(url), "heartbeat")
         self._spawn(self._purge(), "purge")
         self._spawn(self._trigger(), "trigger")
+        self._spawn(self._look(), "experiments")
         self._spawn(self.validation.run(), "validation")
         for engine in self.engines.all:
             watch = Watch(engine, self._controls[engine], self.engines, self.settings.health)
@@ -119,6 +129,7 @@ class Runtime:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.shadows.stop()
         for engine in self.engines.all:
             engine.pool.close()
             await self._controls[engine].close()
@@ -205,6 +216,23 @@ class Runtime:
                 await asyncio.to_thread(withdraw_orphans, self.db)
             except Exception:
                 log.exception("trigger_failed")
+
+    async def _look(self) -> None:
+        """Looks at the open experiments, and does what their evidence says."""
+        looks = Looks(self.db, self.routes)
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                for experiment in await asyncio.to_thread(looks.look_at_all, time.time()):
+                    log.info(
+                        "experiment_changed experiment=%s state=%s epoch=%d",
+                        experiment.name,
+                        experiment.state,
+                        experiment.epoch,
+                    )
+                    self._stale.set()
+            except Exception:
+                log.exception("look_failed")
 
     def _enqueue_due(self) -> None:
         now = time.time()

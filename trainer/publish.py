@@ -17,6 +17,8 @@ from sqlalchemy.engine import Connection
 from adapters.changes import changing
 from adapters.database import Database
 from adapters.errors import Conflict, InvalidRequest
+from adapters.experiment_records import open_experiment_of
+from adapters.experiments import begin
 from adapters.files import Files, Purpose, StoredFile, insert_file
 from adapters.jobs import Job, JobState, check, finish
 from adapters.placements import PlacementState, placements_of
@@ -131,6 +133,9 @@ def _release(
     if route is None:
         insert_route(connection, Route(name, version.ref, (), at), job.id)
         return {"route": name, "default": version.ref}
+    running = open_experiment_of(connection, name)
+    if running is not None:
+        return _waits(name, route, f"for a person, since experiment {running.name} is {running.state}")
     if route.variant != (contest.default or contest.incumbent or contest.base):
         # What it was shown to be better than serves no more.
         why = f"for a promotion: the default became {route.variant} while it was evaluated"
@@ -138,6 +143,8 @@ def _release(
     if release is Release.PROMOTE:
         move_route(connection, route, route.promoted(version.ref), job.id, at)
         return {"route": name, "default": version.ref}
+    if release is Release.EXPERIMENT:
+        return _experiment(connection, route, version, job, at)
     share = route.policy.training.challenger_share
     try:
         challenged = route.challenged(version.ref, share)
@@ -145,6 +152,19 @@ def _release(
         return _waits(name, route, f"for a share of the traffic: {error.message}")
     move_route(connection, route, challenged, job.id, at)
     return {"route": name, "default": route.variant, "challenger": version.ref, "share": share}
+
+
+def _experiment(
+    connection: Connection, route: Route, version: VersionRecord, job: Job, at: float
+) -> dict[str, Any]:
+    """The version as a challenger, in an experiment by the route's plan."""
+    try:
+        begun = begin(connection, route, route.policy.experiment.of([version.ref]), job.id, at)
+    except (Conflict, InvalidRequest) as error:
+        return _waits(route.name, route, f"for an experiment: {error.message}")
+    share = begun.shares[version.ref]
+    told = {"route": route.name, "default": route.variant, "challenger": version.ref, "share": share}
+    return {**told, "experiment": begun.name}
 
 
 def _waits(name: str, route: Route | None, why: str) -> dict[str, Any]:

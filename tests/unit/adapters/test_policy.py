@@ -65,7 +65,11 @@ def test_a_policy_is_what_its_json_says_and_goes_back_to_it() -> None:
         ({"training": {"every_seconds": 0}}, "policy.training.every_seconds", "must be above 0"),
         ({"training": {"cooldown_seconds": -1}}, "policy.training.cooldown_seconds", "at least 0"),
         ({"training": {"method": "ppo"}}, "policy.training.method", "one of auto, supervised, dpo, kto"),
-        ({"training": {"release": []}}, "policy.training.release", "one of promote, challenge, ask"),
+        (
+            {"training": {"release": []}},
+            "policy.training.release",
+            "one of promote, challenge, experiment, ask",
+        ),
         ({"training": {"challenger_share": 1}}, "policy.training.challenger_share", "below 1"),
         ({"training": {"lm_eval_tasks": "arc"}}, "policy.training.lm_eval_tasks", "a list of texts"),
         ({"training": {"hyperparameters": 3}}, "policy.training.hyperparameters", "must be a JSON object"),

@@ -331,3 +331,95 @@ def test_a_candidate_is_held_against_the_routes_default(shop: Workshop) -> None:
     assert contest(route=None).incumbent == "support@1"
     shop.registry.set_state("support@1", VersionState.QUARANTINED, "forgotten user", "anna")
     assert contest() == Contest("support@9", None, BASE, "support@1")
+
+
+# -- experiments -----------------------------------------------------------------------------------
+def released(done: Job) -> dict[str, Any]:
+    assert done.state is JobState.SUCCEEDED
+    assert done.result is not None
+    release: dict[str, Any] = done.result["release"]
+    return release
+
+
+def test_release_experiment_begins_one_by_the_routes_plan(shop: Workshop) -> None:
+    shop.routes.create("support", BASE, "anna")
+    shop.routes.change_policy("support", {"experiment": {"policy": "canary", "steps": [0.02, 0.5]}}, "anna")
+    job = shop.job(release="experiment")
+    done = shop.publish(job, shop.candidate(job), PASS)
+    assert released(done) == {
+        "route": "support",
+        "default": BASE,
+        "challenger": "support@1",
+        "share": 0.02,
+        "experiment": "support-1",
+    }
+    (begun,) = shop.registry.snapshot_rows().experiments
+    assert (begun.name, begun.control, begun.actor, begun.created) == ("support-1", BASE, job.id, 50.0)
+    assert begun.shares == {BASE: 0.98, "support@1": 0.02}
+    assert begun.plan == shop.routes.get("support").policy.experiment.of(["support@1"])
+    assert shop.routes.get("support").variant == BASE
+
+
+@pytest.mark.parametrize("release", ["experiment", "promote", "challenge"])
+def test_while_an_experiment_is_open_the_next_version_waits(shop: Workshop, release: str) -> None:
+    """Whatever it was to become: what is being compared must not change under the experiment."""
+    shop.routes.create("support", BASE, "anna")
+    first = shop.job(release="experiment")
+    shop.publish(first, shop.candidate(first), PASS)
+    second = shop.job(release=release)
+    done = shop.publish(second, shop.candidate(second, seed=2), PASS)
+    assert released(done)["waits"] == "for a person, since experiment support-1 is running"
+    assert shop.registry.version("support@2").state is VersionState.PROVED
+    (running,) = shop.registry.snapshot_rows().experiments
+    assert running.plan.variants == ("support@1",)
+    assert shop.routes.get("support").variants == (BASE,)
+
+
+def test_an_experiment_does_not_begin_beside_challengers(shop: Workshop) -> None:
+    shop.routes.create("support", BASE, "anna")
+    first = shop.job(release="challenge")
+    shop.publish(first, shop.candidate(first), PASS)
+    second = shop.job(release="experiment")
+    done = shop.publish(second, shop.candidate(second, seed=2), PASS)
+    assert "for an experiment: route 'support' has challengers" in released(done)["waits"]
+    assert shop.registry.snapshot_rows().experiments == ()
+
+
+def test_an_experiment_does_not_begin_by_a_score_that_is_none(shop: Workshop) -> None:
+    shop.routes.create("support", BASE, "anna")
+    shop.routes.change_policy("support", {"experiment": {"scores": ["stars"]}}, "anna")
+    job = shop.job(release="experiment")
+    done = shop.publish(job, shop.candidate(job), PASS)
+    assert "the route declares no score 'stars'" in released(done)["waits"]
+    assert shop.registry.version("support@1").state is VersionState.PROVED
+
+
+def test_an_experiment_does_not_begin_against_a_default_that_was_moved(shop: Workshop) -> None:
+    shop.routes.create("support", BASE, "anna")
+    job = shop.job(release="experiment")
+    version = shop.candidate(job)
+    proof = shop.proof(version, PASS, job)
+    other = shop.registry.import_adapter(
+        "support", write_lora(shop.folder / "other", TINY_CONFIG, seed=9), BASE, TINY_CONFIG, "anna"
+    )
+    shop.registry.set_state(other.ref, VersionState.PROVED, None, "reconcile")
+    shop.routes.promote("support", other.ref, "anna")
+    done = publish(shop.db, shop.settings, job, proof, ORIGIN)
+    assert "the default became support@2" in released(done)["waits"]
+    assert shop.registry.snapshot_rows().experiments == ()
+
+
+@pytest.mark.parametrize("told", [FAIL, TIE])
+def test_without_a_pass_no_experiment_begins(shop: Workshop, told: Verdict) -> None:
+    shop.routes.create("support", BASE, "anna")
+    job = shop.job(release="experiment")
+    assert shop.publish(job, shop.candidate(job), told).state is JobState.FAILED
+    assert shop.registry.snapshot_rows().experiments == ()
+
+
+def test_the_first_version_of_a_name_needs_no_experiment(shop: Workshop) -> None:
+    job = shop.job(release="experiment")
+    assert released(shop.publish(job, shop.candidate(job), PASS)) == {
+        "route": "support",
+        "default": "support@1",
+    }
