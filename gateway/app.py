@@ -6,6 +6,7 @@ CORS. Knows no engine and no table.
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
@@ -13,7 +14,7 @@ from collections.abc import Awaitable, Callable
 import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
@@ -112,9 +113,12 @@ async def _options(send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def _shaped(error: BurnishError) -> JSONResponse:
+def _shaped(error: BurnishError) -> Response:
     headers = {name.decode(): value.decode() for name, value in error_headers(error)}
-    return JSONResponse(openai_error(error), error.status, headers)
+    text = json.dumps(openai_error(error), ensure_ascii=False)
+    # An error may repeat half a character, which JSON can hold and UTF-8 cannot; `\ud800` is both.
+    body = text.encode("utf-8", "backslashreplace")
+    return Response(body, error.status, headers, media_type="application/json")
 
 
 async def _on_burnish_error(request: Request, error: Exception) -> Response:

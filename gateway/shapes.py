@@ -9,11 +9,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from adapters.changes import Event
+from adapters.experiment_records import Experiment
 from adapters.feedback import Feedback
 from adapters.forget import Forgotten
 from adapters.keys import Key
 from adapters.lineage import Lineage
 from adapters.placements import Placement
+from adapters.plans import plan_json
 from adapters.policy import policy_json
 from adapters.routes import Route, shares_of
 from adapters.versions import VersionRecord
@@ -86,6 +88,27 @@ def route_shape(route: Route) -> dict[str, Any]:
         "history": list(route.history),
         "created": int(route.created),
         "policy": policy_json(route.policy),
+    }
+
+
+def experiment_shape(experiment: Experiment, current: dict[str, Any] | None = None) -> dict[str, Any]:
+    """`current`: what there is to see of it, as `verdicts.look_json` has it; None where nobody has looked."""
+    return {
+        "id": experiment.id,
+        "object": "experiment",
+        "name": experiment.name,
+        "route": experiment.route,
+        "state": experiment.state.value,
+        "policy": experiment.plan.policy.value,
+        "plan": plan_json(experiment.plan),
+        "control": experiment.control,
+        "shares": experiment.shares,
+        "dropped": experiment.dropped,
+        "verdict": experiment.verdict,
+        "actor": experiment.actor,
+        "created": int(experiment.created),
+        "ended": None if experiment.ended is None else int(experiment.ended),
+        "current": current,
     }
 
 

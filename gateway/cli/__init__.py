@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from adapters.errors import BurnishError, SettingsError
-from gateway.cli import adapters, feedback, forget, jobs, keys, routes, server, train
+from gateway.cli import adapters, experiments, feedback, forget, jobs, keys, routes, server, train
 
 app = typer.Typer(
     add_completion=False,
@@ -29,6 +29,7 @@ app.add_typer(adapters.app, name="adapters")
 app.add_typer(routes.app, name="routes")
 app.command("promote")(routes.promote)
 app.command("rollback")(routes.rollback)
+app.add_typer(experiments.app, name="experiments")
 app.add_typer(feedback.app, name="feedback")
 app.command("forget")(forget.forget)
 app.command("train")(train.train)

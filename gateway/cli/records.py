@@ -13,6 +13,7 @@ import typer
 
 from adapters.artifacts import ArtifactStore
 from adapters.database import Database
+from adapters.experiments import Experiments
 from adapters.keys import Keys
 from adapters.placements import Placements
 from adapters.registry import Registry
@@ -30,6 +31,7 @@ class Records:
     actor: str
     """Who runs the command, for the audit log."""
     db: Database
+    experiments: Experiments
 
 
 def settings_of(context: typer.Context) -> Settings:
@@ -46,14 +48,16 @@ def open_records(context: typer.Context) -> Iterator[Records]:
     db = Database(settings.database)
     try:
         db.upgrade()
+        routes = Routes(db, settings.models)
         yield Records(
             settings,
             Registry(db, ArtifactStore(settings.artifact_root), settings.models),
-            Routes(db, settings.models),
+            routes,
             Keys(db),
             Placements(db),
             _actor(),
             db,
+            Experiments(db, routes),
         )
     finally:
         db.close()

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import orjson
 import typer
 
-from adapters.errors import InvalidRequest
 from adapters.policy import policy_json
 from adapters.routes import Route
 from adapters.versions import is_ref, parse_ref
 from gateway.cli import terminal
+from gateway.cli.assignments import assign, read_object, share
 from gateway.cli.records import open_records
 from gateway.cli.terminal import Json
 from gateway.shapes import listing, route_shape
@@ -66,9 +65,9 @@ def policy(
     ] = None,
 ) -> None:
     """Print what a route declares, as JSON, after changing the given parts of it."""
-    parts = {} if file is None else _read(file)
+    parts = {} if file is None else read_object(file)
     for assignment in change or ():
-        _assign(parts, assignment)
+        assign(parts, assignment)
     with open_records(context) as records:
         routes = records.routes
         route = routes.change_policy(name, parts, records.actor) if parts else routes.get(name)
@@ -86,7 +85,7 @@ def challenge(
     as_json: Json = False,
 ) -> None:
     """Give variants a share of a route's traffic beside its default; those not named lose theirs."""
-    wanted = dict(_share(text) for text in shares or ())
+    wanted = dict(share(text) for text in shares or ())
     with open_records(context) as records:
         _print(records.routes.challenge(name, wanted, records.actor), as_json)
 
@@ -140,41 +139,6 @@ def _training(route: Route) -> str:
         return f"by hand (burnish routes policy {route.name} --set training.enabled=true)"
     period = "" if training.every_seconds is None else f", or every {training.every_seconds:g} s"
     return f"by itself after {training.min_new_rows} new rows{period}"
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        value = orjson.loads(file.read_bytes())
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"{file} is no JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise InvalidRequest(f"{file} must hold a JSON object")
-    return value
-
-
-def _share(text: str) -> tuple[str, float]:
-    variant, _, share = text.rpartition("=")
-    try:
-        return variant, float(share)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not VARIANT=SHARE, such as support@3=0.05.") from None
-
-
-def _assign(parts: dict[str, Any], assignment: str) -> None:
-    """`training.enabled=true` into nested objects; a value that is no JSON is a text."""
-    key, equals, text = assignment.partition("=")
-    if not (key and equals):
-        raise typer.BadParameter(f"{assignment!r} is not KEY=VALUE.")
-    *path, last = key.split(".")
-    for part in path:
-        inner = parts.setdefault(part, {})
-        if not isinstance(inner, dict):
-            raise typer.BadParameter(f"{part!r} in {key!r} has a value of its own.")
-        parts = inner
-    try:
-        parts[last] = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        parts[last] = text
 
 
 def _print(route: Route, as_json: bool) -> None:

@@ -326,7 +326,7 @@ def test_keys_open_what_their_scopes_say(gateway_on_fake: Server) -> None:
         other = http.post("/v1/keys", json={"name": "app", "scopes": ["inference"]}, headers=admin).json()
         inference = {"authorization": f"Bearer {other['secret']}"}
         assert http.get("/v1/models", headers=inference).status_code == 200
-        for path in ("adapters", "routes", "keys", "engines", "events"):
+        for path in ("adapters", "routes", "experiments", "keys", "engines", "events"):
             refusal(http.get(f"/v1/{path}", headers=inference), 403, "insufficient_scope")
             assert http.get(f"/v1/{path}", headers=admin).status_code == 200
         refusal(http.post("/v1/adapters", content=b"not read", headers=inference), 403, "insufficient_scope")
