@@ -6,6 +6,7 @@ Does not judge the prose. README's commands themselves are run by tests/acceptan
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from adapters.engine_settings import EngineSettings
+from adapters.plans import GUARDRAILS, WATCHABLE, Plan, plan_json
 from adapters.settings import ENVIRONMENT, Canary, Health, Limits, Recording, Settings, Training
 from gateway.app import _rest
 from gateway.cli import app as cli
@@ -110,6 +112,17 @@ def test_the_limits_of_the_api_page_are_those_of_the_settings() -> None:
     told = {row[1].strip("`"): row[2] for row in table}
     fields = Limits.model_fields
     assert told == {name: toml(field) for name, field in fields.items() if name.startswith("max_")}
+
+
+def test_the_api_page_has_every_key_of_a_plan_with_its_default() -> None:
+    table = rows(part((DOCS / "api.md").read_text(), "The plan"))
+    told = {row[0].strip("`"): row[1].strip("`") for row in table}
+    usual = {name: json.dumps(value) for name, value in plan_json(Plan()).items()}
+    expected = {**usual, "challengers": "required", "guardrails": "see below"}
+    assert {name: told[name] for name in expected} == expected
+    assert {name for name in told if name not in expected} == set(WATCHABLE), "the table of guardrails"
+    tolerated = {name: float(row[2]) for row in table if (name := row[0].strip("`")) in dict(GUARDRAILS)}
+    assert tolerated == dict(GUARDRAILS)
 
 
 # -- the surface ---------------------------------------------------------------------------------

@@ -153,6 +153,13 @@ def test_promote_and_roll_back_change_what_the_route_answers_with(tour: list[Blo
     assert adapters_of(after(tour, "burnish rollback")) == ["support@1"]
 
 
+def test_an_experiment_splits_the_route_and_cannot_tell_yet(tour: list[Block]) -> None:
+    said = said_by(tour, "burnish experiments show")
+    assert "support@2" in said
+    assert "cannot tell yet" in said
+    assert "ended" in said_by(tour, "burnish experiments stop")
+
+
 def test_with_a_key_made_a_request_needs_one(tour: list[Block]) -> None:
     allowed, refused = [json.loads(line) for line in after(tour, "burnish keys create").splitlines()]
     assert {"support", "support@1", "support@2", MODEL} <= {model["id"] for model in allowed["data"]}
