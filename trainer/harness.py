@@ -48,7 +48,8 @@ def run_tasks(
     Raises EngineFailed, Unavailable, Paused, Cancelled.
     """
     with tempfile.TemporaryDirectory(prefix="burnish-lm-eval-") as folder, asker.lend(MOST_SECONDS) as secret:
-        environ = {**os.environ, "OPENAI_API_KEY": secret, "TQDM_DISABLE": "1"}
+        # Unbuffered: what it printed earlier would come after its last words on stderr.
+        environ = {**os.environ, "OPENAI_API_KEY": secret, "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
         command = command_of(f"{asker.url}/v1/completions", model, tasks, weights, max_length, Path(folder))
         process = subprocess.Popen(
             command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
