@@ -75,6 +75,8 @@ class EngineSettings(Section):
     max_loras: Count = 4
     max_cpu_loras: Count = 16
     max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16
+    max_concurrent: Count = 128
+    priorities: bool = False
     weights: HomePath | None = None
     args: tuple[str, ...] = ()
     env: dict[str, str] = Field(default_factory=dict)
@@ -91,6 +93,11 @@ class EngineSettings(Section):
     @property
     def takes_adapters(self) -> bool:
         return self.kind != "openai"
+
+    @property
+    def takes_priorities(self) -> bool:
+        """Whether it serves requests by their field `priority`: ours are started so, others may refuse the field."""
+        return self.priorities or self.kind == "supervised"
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> Self:

@@ -16,6 +16,7 @@
     ├── RateLimited             429      an engine or a limit asks to wait
     ├── EngineFailed            502      every engine tried gave no usable answer
     ├── Unavailable             503      no engine can take this now; carries Retry-After
+    │   ├── Overloaded          503      too many requests are under way and wait already
     │   └── NotRecorded         503      the database cannot take a record now
     └── EngineTimeout           504      the engine did not answer in time
 
@@ -128,6 +129,12 @@ class Unavailable(BurnishError):
     status = 503
     type = "server_error"
     default_code = "engine_unavailable"
+
+
+class Overloaded(Unavailable):
+    """More is asked than the engines can answer in good time."""
+
+    default_code = "overloaded"
 
 
 class NotRecorded(Unavailable):

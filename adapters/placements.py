@@ -1,4 +1,5 @@
-"""What is, as the gateways saw it: which engine holds which adapter version, and which gateways are alive.
+"""What is, as the gateways saw it: which engine holds which adapter version, which gateways are alive, and how far their
+interactive latency is from its target.
 
 Owns the `placements` and `gateways` tables. Knows nothing of what ought to be: that is `registry`. Nothing here
 moves the registry's revision, since no gateway's snapshot depends on it.
@@ -17,6 +18,9 @@ from sqlalchemy.engine import Connection, Row
 from adapters import schema
 from adapters.database import Database
 from adapters.versions import parse_ref, version_ref
+
+#: A gateway that has been silent for so long is gone, or hangs; it gives a sign of life every 2 s.
+SILENT_SECONDS = 6.0
 
 
 class PlacementState(StrEnum):
@@ -84,11 +88,15 @@ class Placements:
         with self._db.read() as connection:
             return placements_of(connection, ref, engine)
 
-    def heartbeat(self, gateway: str, url: str, now: float | None = None) -> None:
-        """The gateway of that id is alive and listens at `url`."""
+    def heartbeat(
+        self, gateway: str, url: str, *, headroom: float | None = None, now: float | None = None
+    ) -> None:
+        """The gateway of that id is alive and listens at `url`. `headroom`: 1 - the worst of its interactive latencies
+        over their targets, so below 0 where one is missed; None where it does not measure."""
         at = time.time() if now is None else now
+        values = {"url": url, "heartbeat": at, "headroom": headroom}
         with self._db.begin() as connection:
-            _upsert(connection, schema.gateways, {"id": gateway}, {"url": url, "heartbeat": at})
+            _upsert(connection, schema.gateways, {"id": gateway}, values)
 
     def leave(self, gateway: str) -> None:
         """The gateway of that id has stopped in good order."""
@@ -104,6 +112,31 @@ class Placements:
         )
         with self._db.read() as connection:
             return tuple(Gateway(row.id, row.url, row.heartbeat) for row in connection.execute(query))
+
+    def headroom(
+        self,
+        max_age_seconds: float = SILENT_SECONDS,
+        now: float | None = None,
+        *,
+        beside: str | None = None,
+    ) -> float | None:
+        """`lowest_headroom` in a transaction of its own."""
+        at = time.time() if now is None else now
+        with self._db.read() as connection:
+            return lowest_headroom(connection, max_age_seconds, at, beside=beside)
+
+
+def lowest_headroom(
+    connection: Connection, max_age_seconds: float, now: float, *, beside: str | None = None
+) -> float | None:
+    """Of the gateways heard of in the last `max_age_seconds`, but for the one that asks (`beside`); None: none of them
+    measures, or there is none."""
+    table = schema.gateways
+    query = sa.select(sa.func.min(table.c.headroom)).where(table.c.heartbeat >= now - max_age_seconds)
+    if beside is not None:
+        query = query.where(table.c.id != beside)
+    lowest: float | None = connection.execute(query).scalar_one()
+    return lowest
 
 
 def placements_of(

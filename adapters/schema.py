@@ -100,6 +100,7 @@ keys = sa.Table(
     sa.Column("digest", sa.Text, nullable=False, unique=True),
     sa.Column("scopes", sa.JSON, nullable=False),
     sa.Column("records", sa.Boolean, nullable=False, server_default=sa.true()),
+    sa.Column("limits", sa.JSON, nullable=False, server_default=sa.text("'{}'")),
     sa.Column("created", sa.Double, nullable=False),
     sa.Column("expires", sa.Double),
     sa.Column("revoked", sa.Double),
@@ -123,6 +124,7 @@ gateways = sa.Table(
     sa.Column("id", sa.Text, primary_key=True),
     sa.Column("url", sa.Text, nullable=False),
     sa.Column("heartbeat", sa.Double, nullable=False),
+    sa.Column("headroom", sa.Double),
 )
 
 #: Stored /v1/responses objects; `body` and `input` are packed JSON (`adapters.packed`).
@@ -316,6 +318,17 @@ job_events = sa.Table(
     sa.Column("message", sa.Text, nullable=False),
     sa.Column("data", sa.JSON, nullable=False),
     sqlite_autoincrement=True,
+)
+
+#: The results of a batch's lines, until they are in its files: one row a line, whoever answers it again.
+#: `body` is packed JSON. A batch is a job of kind "batch".
+batch_lines = sa.Table(
+    "batch_lines",
+    metadata,
+    sa.Column("batch", sa.Text, primary_key=True),
+    sa.Column("line", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("is_error", sa.Boolean, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
 )
 
 #: Workers that asked for jobs lately: what is, not what ought to be.

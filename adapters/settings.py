@@ -28,15 +28,22 @@ from adapters.engine_settings import (
     Section,
 )
 from adapters.errors import SettingsError
+from adapters.traffic_settings import Admission, Batches, KeyLimits, Priority, RouteTarget, Targets
 
 __all__ = [
     "DEFAULT_MODEL",
+    "Admission",
+    "Batches",
     "Canary",
     "EngineSettings",
     "Health",
+    "KeyLimits",
     "Limits",
+    "Priority",
     "Recording",
+    "RouteTarget",
     "Settings",
+    "Targets",
     "Training",
     "load_settings",
 ]
@@ -119,6 +126,7 @@ class Training(Section):
     threads: Annotated[int, Field(ge=0)] = 0
     nice: bool = True
     memory_gib: Annotated[float, Field(gt=0)] | None = None
+    gpu_memory_share: Annotated[float, Field(gt=0, lt=0.9)] | None = None
     max_attempts: Count = 5
     lease_seconds: Seconds = 30.0
     accelerate_config: HomePath | None = None
@@ -147,6 +155,11 @@ class Settings(Section):
     health: Health = Health()
     canary: Canary = Canary()
     recording: Recording = Recording()
+    targets: Targets = Targets()
+    priority: Priority = Priority()
+    admission: Admission = Admission()
+    batches: Batches = Batches()
+    key_limits: KeyLimits = KeyLimits()
     training: Training = Training()
     engines: tuple[EngineSettings, ...] = (EngineSettings(name="local", kind="supervised"),)
 
@@ -269,7 +282,11 @@ def _suggestion(location: tuple[int | str, ...]) -> str:
 def _section_at(location: tuple[int | str, ...]) -> type[BaseModel]:
     section: type[BaseModel] = Settings
     for part in location:
-        if isinstance(part, str):
+        if isinstance(part, str) and part in section.model_fields:  # else: a name that the user gave
             annotation: Any = section.model_fields[part].annotation
-            section = next((a for a in get_args(annotation) if isinstance(a, type)), annotation)
+            section = next((a for a in reversed(get_args(annotation)) if _is_section(a)), annotation)
     return section
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from adapters.database import Database
-from adapters.placements import Gateway, Placement, Placements, PlacementState
+from adapters.placements import Gateway, Placement, Placements, PlacementState, lowest_headroom
 from adapters.registry import Registry
 
 
@@ -62,3 +62,25 @@ def test_gateways_live_as_long_as_their_heartbeats(placements: Placements) -> No
     assert [g.id for g in placements.live_gateways(4.0, now=110.0)] == ["g1"]
     placements.leave("g1")
     assert [g.id for g in placements.live_gateways(60.0, now=110.0)] == ["g2"]
+
+
+def test_promise_07_the_gateway_with_the_least_headroom_counts(db: Database, placements: Placements) -> None:
+    placements.heartbeat("g1", "http://a", headroom=0.8, now=100.0)
+    placements.heartbeat("g2", "http://b", headroom=-0.5, now=100.0)
+    placements.heartbeat("g3", "http://c", now=100.0)  # it does not measure
+    assert placements.headroom(6.0, now=101.0) == -0.5
+    with db.read() as connection:
+        assert lowest_headroom(connection, 6.0, 101.0) == -0.5
+    placements.heartbeat("g2", "http://b", headroom=0.9, now=102.0)
+    assert placements.headroom(6.0, now=102.0) == 0.8
+    placements.leave("g1")
+    assert placements.headroom(6.0, now=102.0) == 0.9
+
+
+def test_a_gateway_that_has_fallen_silent_holds_nobody_up(placements: Placements) -> None:
+    assert placements.headroom(now=100.0) is None
+    placements.heartbeat("g1", "http://a", headroom=-2.0, now=100.0)
+    assert placements.headroom(now=105.9) == -2.0
+    assert placements.headroom(now=106.1) is None
+    placements.heartbeat("g1", "http://a", now=107.0)  # it no longer measures
+    assert placements.headroom(now=107.0) is None
