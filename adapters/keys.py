@@ -1,7 +1,7 @@
 """API keys: made once, shown once, stored as digests (promise 12).
 
 Owns the `keys` table, and the passes in it: keys of our own processes, which end by themselves and do not count as
-keys in use. Does not know what a scope opens: `gateway.access` does.
+keys in use. Does not know what a scope opens, `gateway.access` does, nor what a key has used: `gateway.quotas` does.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
 
@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection, Row
 from adapters import schema
 from adapters.changes import changing, record
 from adapters.database import Database
-from adapters.errors import InvalidRequest, NotFound
+from adapters.errors import Conflict, InvalidRequest, NotFound
 
 SECRET_PREFIX = "sk-burnish-"
 
@@ -28,6 +28,9 @@ PASS_PREFIX = SECRET_PREFIX + "pass-"
 """Passes are told from keys by their first characters, so that one that is over is never taken for no key at all."""
 
 MAX_NAME_CHARS = 100
+
+MAX_LIMIT = 1_000_000_000
+"""The largest limit of a key: a larger one is none."""
 
 #: Characters of a secret kept in clear, so that a person can tell their keys apart.
 SHOWN_CHARS = len(SECRET_PREFIX) + 4
@@ -37,6 +40,29 @@ class Scope(StrEnum):
     INFERENCE = "inference"
     ADMIN = "admin"
     EVALUATE = "evaluate"  # may ask candidates, unrecorded: for passes only
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What a key may ask for. None: what the settings say, `[key_limits]`; 0: as much as there is."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent_requests: int | None = None
+
+    def over(self, defaults: Quota) -> Quota:
+        """With the defaults where it says nothing."""
+        return replace(defaults, **self.said())
+
+    def said(self) -> dict[str, int]:
+        """The fields that it sets, as they are stored."""
+        return {name: limit for name, limit in asdict(self).items() if limit is not None}
+
+
+BY_SETTINGS = Quota()
+"""Of a key that has no limits of its own."""
+
+UNLIMITED = Quota(0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +76,7 @@ class Key:
     revoked: float | None  # epoch seconds; None: in use
     records: bool = True  # whether requests made with it are recorded
     expires: float | None = None  # epoch seconds; a pass has it, a person's key has not
+    limits: Quota = BY_SETTINGS
 
 
 class Keys:
@@ -64,10 +91,11 @@ class Keys:
         now: float | None = None,
         *,
         records: bool = True,
+        limits: Mapping[str, int | None] | None = None,
     ) -> tuple[Key, str]:
         """A new key and its secret, which is nowhere stored. `records=False`: nothing asked with it is recorded.
 
-        Raises InvalidRequest.
+        `limits` are fields of `Quota`. Raises InvalidRequest.
         """
         secret = SECRET_PREFIX + secrets.token_urlsafe(32)
         key = Key(
@@ -79,10 +107,16 @@ class Keys:
             created=time.time() if now is None else now,
             revoked=None,
             records=records,
+            limits=_limited(BY_SETTINGS, limits or {}),
         )
         with changing(self._db) as connection:
             connection.execute(sa.insert(schema.keys).values(_values(key)))
-            detail = {"name": name, "scopes": sorted(key.scopes), "records": records}
+            detail = {
+                "name": name,
+                "scopes": sorted(key.scopes),
+                "records": records,
+                "limits": key.limits.said(),
+            }
             record(
                 connection, actor=actor, action="key.created", subject=key.id, detail=detail, now=key.created
             )
@@ -143,6 +177,28 @@ class Keys:
                 record(connection, actor=actor, action="key.revoked", subject=key.id, now=at)
             return _one(all_keys(connection), key.id)
 
+    def change_limits(
+        self, id_or_name: str, limits: Mapping[str, int | None], actor: str, now: float | None = None
+    ) -> Key:
+        """Gives a key in use other limits: those fields of `Quota` that are named; None: as the settings have it.
+
+        What a key has used of them stays used. Raises InvalidRequest, NotFound(code="key_not_found"), Conflict for a
+        key that is revoked.
+        """
+        at = time.time() if now is None else now
+        with changing(self._db) as connection:
+            key = _one(all_keys(connection), id_or_name)
+            if key.revoked is not None:
+                raise Conflict(f"the key {key.id} is revoked")
+            changed = replace(key, limits=_limited(key.limits, limits))
+            if changed != key:
+                told = changed.limits.said()
+                table = schema.keys
+                connection.execute(sa.update(table).where(table.c.id == key.id).values(limits=told))
+                detail = {"from": key.limits.said(), "to": told}
+                record(connection, actor=actor, action="key.limited", subject=key.id, detail=detail, now=at)
+            return changed
+
 
 def digest_of(secret: str) -> str:
     """What is stored of a secret. Plain SHA-256 will do: 256 random bits leave nothing to guess."""
@@ -165,6 +221,22 @@ def _checked_name(name: str) -> str:
             f"a key's name is 1 to {MAX_NAME_CHARS} printable characters", param="name", code="invalid_name"
         )
     return name
+
+
+def _limited(quota: Quota, limits: Mapping[str, int | None]) -> Quota:
+    """A quota with the named fields replaced. Raises InvalidRequest."""
+    known = [each.name for each in fields(Quota)]
+    for name, limit in limits.items():
+        param = f"limits.{name}"
+        if name not in known:
+            message = f"a key has no limit {name!r}; there are {', '.join(known)}"
+            raise InvalidRequest(message, param=param, code="unknown_field")
+        if limit is not None and (type(limit) is not int or not 0 <= limit <= MAX_LIMIT):
+            message = (
+                f"'{param}' is a whole number from 0 (no limit) to {MAX_LIMIT}, or null (as the settings say)"
+            )
+            raise InvalidRequest(message, param=param, code="invalid_value")
+    return replace(quota, **limits)
 
 
 def _scopes(scopes: Collection[Scope | str]) -> frozenset[Scope]:
@@ -202,6 +274,7 @@ def _values(key: Key) -> dict[str, Any]:
         "digest": key.digest,
         "scopes": sorted(key.scopes),
         "records": key.records,
+        "limits": key.limits.said(),
         "created": key.created,
         "expires": key.expires,
         "revoked": key.revoked,
@@ -220,4 +293,5 @@ def _key(row: Row[Any]) -> Key:
         revoked=row.revoked,
         records=row.records,
         expires=row.expires,
+        limits=Quota(**row.limits) if row.limits else BY_SETTINGS,
     )

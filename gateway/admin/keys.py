@@ -1,4 +1,4 @@
-"""/v1/keys: make API keys, list them, end them. A secret is shown once, by the answer that makes it."""
+"""/v1/keys: make API keys, list them, limit them, end them. A secret is shown once, by the answer that makes it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import Field
 
-from adapters.keys import Scope
+from adapters.keys import MAX_LIMIT, Scope
 from gateway.admin.bodies import Body, BoundedRoute
 from gateway.admin.changes import actor, change
 from gateway.deps import Admin, TheRuntime
@@ -17,10 +17,26 @@ from gateway.shapes import key_shape, listing
 router = APIRouter(prefix="/keys", tags=["keys"], route_class=BoundedRoute)
 
 
+Limit = Annotated[int, Field(strict=True, ge=0, le=MAX_LIMIT)]
+
+
+class Limits(Body):
+    """Null: what the settings say; 0: no limit."""
+
+    requests_per_minute: Limit | None = None
+    tokens_per_minute: Limit | None = None
+    concurrent_requests: Limit | None = None
+
+
 class NewKey(Body):
     name: Annotated[str, Field(min_length=1, max_length=200)]
     scopes: Annotated[list[Scope], Field(min_length=1)]
     records: bool = True
+    limits: Limits = Limits()
+
+
+class ChangedKey(Body):
+    limits: Limits
 
 
 @router.get("")
@@ -32,9 +48,22 @@ async def list_keys(runtime: TheRuntime, caller: Admin) -> dict[str, Any]:
 @router.post("", status_code=201)
 async def create_key(body: NewKey, runtime: TheRuntime, caller: Admin) -> dict[str, Any]:
     key, secret = await change(
-        runtime, runtime.keys.create, body.name, body.scopes, actor(caller), records=body.records
+        runtime,
+        runtime.keys.create,
+        body.name,
+        body.scopes,
+        actor(caller),
+        records=body.records,
+        limits=body.limits.model_dump(),
     )
     return {**key_shape(key), "secret": secret}
+
+
+@router.patch("/{key_id}")
+async def change_key(key_id: str, body: ChangedKey, runtime: TheRuntime, caller: Admin) -> dict[str, Any]:
+    """Other limits for a key in use; those that are not named stay as they are."""
+    named = body.limits.model_dump(exclude_unset=True)
+    return key_shape(await change(runtime, runtime.keys.change_limits, key_id, named, actor(caller)))
 
 
 @router.delete("/{key_id}")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -9,8 +10,8 @@ import sqlalchemy as sa
 from adapters import schema
 from adapters.changes import events
 from adapters.database import Database
-from adapters.errors import InvalidRequest, NotFound
-from adapters.keys import Keys, Scope, digest_of
+from adapters.errors import Conflict, InvalidRequest, NotFound
+from adapters.keys import MAX_LIMIT, UNLIMITED, Keys, Quota, Scope, digest_of
 from adapters.registry import Registry
 
 
@@ -110,3 +111,72 @@ def test_a_person_makes_no_pass(keys: Keys) -> None:
         keys.create("laptop", ["inference", "evaluate"], "anna")
     assert caught.value.code == "invalid_scope"
     assert "inference, admin" in caught.value.message
+
+
+# -- limits ----------------------------------------------------------------------------------------
+def test_a_key_has_the_limits_it_was_made_with_and_no_others(keys: Keys) -> None:
+    bare, _ = keys.create("laptop", ["inference"], "anna")
+    assert bare.limits == Quota(None, None, None)
+    limited, _ = keys.create("app", ["inference"], "anna", limits={"requests_per_minute": 60})
+    assert limited.limits == Quota(requests_per_minute=60)
+    assert keys.list() == (bare, limited)
+
+
+def test_limits_change_one_by_one_and_go_back_to_the_settings(keys: Keys) -> None:
+    key, _ = keys.create("app", ["inference"], "anna", limits={"requests_per_minute": 60})
+    assert keys.change_limits("app", {"tokens_per_minute": 9}, "bob").limits == Quota(60, 9)
+    assert keys.change_limits(key.id, {"requests_per_minute": 0}, "bob").limits == Quota(0, 9)
+    back = {"requests_per_minute": None, "tokens_per_minute": None}
+    assert keys.change_limits(key.id, back, "bob").limits == Quota()
+    assert [each.limits for each in keys.list()] == [Quota()]
+
+
+def test_changed_limits_are_an_event_and_a_new_revision_and_unchanged_ones_neither(
+    db: Database, keys: Keys, registry: Registry
+) -> None:
+    key, _ = keys.create("app", ["inference"], "anna", limits={"requests_per_minute": 60})
+    before = registry.revision()
+    keys.change_limits(key.id, {"requests_per_minute": 60}, "bob")
+    assert registry.revision() == before
+    changed = keys.change_limits(key.id, {"requests_per_minute": 0, "concurrent_requests": 4}, "bob", now=9.0)
+    assert registry.revision() == before + 1
+    event, made = events(db, subject=key.id)
+    assert (event.action, event.actor, event.at) == ("key.limited", "bob", 9.0)
+    assert event.detail == {
+        "from": {"requests_per_minute": 60},
+        "to": {"requests_per_minute": 0, "concurrent_requests": 4},
+    }
+    assert made.detail["limits"] == {"requests_per_minute": 60}
+    assert registry.snapshot_rows().keys == (changed,)
+
+
+@pytest.mark.parametrize("limit", [-1, MAX_LIMIT + 1, True, 1.5, "60"])
+def test_a_limit_is_a_whole_number(keys: Keys, limit: Any) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        keys.create("app", ["inference"], "anna", limits={"tokens_per_minute": limit})
+    assert caught.value.param == "limits.tokens_per_minute"
+    assert keys.list() == ()
+
+
+def test_a_limit_that_there_is_not_is_told_which_there_are(keys: Keys) -> None:
+    keys.create("app", ["inference"], "anna")
+    with pytest.raises(InvalidRequest, match="requests_per_minute, tokens_per_minute") as caught:
+        keys.change_limits("app", {"rpm": 1}, "anna")
+    assert (caught.value.param, caught.value.code) == ("limits.rpm", "unknown_field")
+
+
+def test_a_revoked_or_unknown_key_is_not_limited(db: Database, keys: Keys) -> None:
+    key, _ = keys.create("app", ["inference"], "anna")
+    keys.revoke(key.id, "anna")
+    with pytest.raises(Conflict):
+        keys.change_limits(key.id, {"requests_per_minute": 1}, "anna")
+    with pytest.raises(NotFound):
+        keys.change_limits("app", {"requests_per_minute": 1}, "anna")
+    assert [event.action for event in events(db)] == ["key.revoked", "key.created"]
+
+
+def test_a_quota_has_the_defaults_where_it_says_nothing() -> None:
+    defaults = Quota(60, 1000, None)
+    assert Quota().over(defaults) == defaults
+    assert Quota(requests_per_minute=5, concurrent_requests=2).over(defaults) == Quota(5, 1000, 2)
+    assert UNLIMITED.over(defaults) == UNLIMITED

@@ -155,6 +155,7 @@ def test_wrong_bodies_name_the_field(gateway: Gateway) -> None:
         ("routes/x/promote", {"to": "x@1"}, "variant"),
         ("keys", {"name": "x", "scopes": ["everything"]}, "scopes.0"),
         ("keys", {"name": "x", "scopes": []}, "scopes"),
+        ("keys", {"name": "x", "scopes": ["admin"], "limits": {"rpm": 1}}, "limits.rpm"),
     ]
     for path in ("adapters", "routes"):
         broken = post(f"/v1/{path}", content=b"{", headers={"content-type": "application/json"})
@@ -314,6 +315,73 @@ def test_the_cli_waits_for_a_removal_that_requests_hold_up(gateway: Gateway) -> 
         gateway.engine.reset()
     out, _ = removing.communicate(timeout=30)
     assert (removing.returncode, out) == (0, f"{ref}  removed\n")
+
+
+def test_a_keys_limits_are_set_and_changed_one_by_one(gateway_on_fake: Server) -> None:
+    with gateway_on_fake.http() as http:
+        made = http.post("/v1/keys", json={"name": "ops", "scopes": ["admin"], "limits": {}}).json()
+        limits = {"requests_per_minute": None, "tokens_per_minute": None, "concurrent_requests": None}
+        assert made["limits"] == limits
+        http.headers["authorization"] = f"Bearer {made['secret']}"
+        app = {"name": "app", "scopes": ["inference"], "limits": {"requests_per_minute": 60}}
+        made = http.post("/v1/keys", json=app).json()
+        assert made["limits"] == limits | {"requests_per_minute": 60}
+
+        def patch(**named: Any) -> httpx.Response:
+            return http.patch(f"/v1/keys/{made['id']}", json={"limits": named})
+
+        assert patch(tokens_per_minute=0).json()["limits"] == limits | {
+            "requests_per_minute": 60,
+            "tokens_per_minute": 0,
+        }
+        assert patch(requests_per_minute=None).json()["limits"] == limits | {"tokens_per_minute": 0}
+        for wrong in (-1, 1.5, "60", True):
+            error = refusal(patch(concurrent_requests=wrong), 400, "invalid_value")
+            assert error["param"] == "limits.concurrent_requests"
+        assert refusal(patch(rpm=1), 400, "invalid_value")["param"] == "limits.rpm"
+        refusal(http.patch("/v1/keys/nothing", json={"limits": {}}), 404, "key_not_found")
+        actions = [
+            event["action"] for event in http.get("/v1/events", params={"subject": made["id"]}).json()["data"]
+        ]
+        assert actions == ["key.limited", "key.limited", "key.created"]
+        http.delete(f"/v1/keys/{made['id']}")
+        refusal(patch(requests_per_minute=1), 409, "conflict")
+
+
+def test_a_limited_key_is_refused_in_openais_words_until_its_limit_is_lifted(gateway_on_fake: Server) -> None:
+    with gateway_on_fake.http() as http:
+        ops = http.post("/v1/keys", json={"name": "ops", "scopes": ["admin"]}).json()
+        admin = {"authorization": f"Bearer {ops['secret']}"}
+        app = {"name": "app", "scopes": ["inference"], "limits": {"requests_per_minute": 2}}
+        made = http.post("/v1/keys", json=app, headers=admin).json()
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+
+        def ask() -> httpx.Response:
+            headers = {"authorization": f"Bearer {made['secret']}"}
+            return http.post("/v1/chat/completions", json=body, headers=headers)
+
+        answers = [ask(), ask()]
+        assert [answer.status_code for answer in answers] == [200, 200]
+        assert answers[0].headers["x-ratelimit-remaining-requests"] == "1"
+        assert "x-ratelimit-limit-tokens" not in answers[0].headers
+        late = ask()
+        error = refusal(late, 429, "rate_limit_exceeded")
+        assert error["type"] == "requests"
+        assert error["message"].startswith(
+            "Rate limit reached for this key on requests per min (RPM): Limit 2, "
+        )
+        assert 1 <= int(late.headers["retry-after"]) <= 30
+        assert late.headers["x-ratelimit-remaining-requests"] == "0"
+
+        gateway_on_fake.burnish("keys", "limit", "app", "--rpm", "0", "--tpm", "1000")
+        lifted = wait_for(lambda: answer if (answer := ask()).status_code == 200 else None)
+        assert "x-ratelimit-limit-requests" not in lifted.headers
+        left = int(lifted.headers["x-ratelimit-remaining-tokens"])
+        assert 900 < left < 1000, "what the request was estimated at is taken already"
+        body["max_tokens"] = 1001
+        too_large = ask()
+        assert refusal(too_large, 429, "rate_limit_exceeded")["type"] == "tokens"
+        assert "retry-after" not in too_large.headers
 
 
 def test_keys_open_what_their_scopes_say(gateway_on_fake: Server) -> None:

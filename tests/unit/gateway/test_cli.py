@@ -256,6 +256,23 @@ def test_a_keys_secret_is_all_of_stdout_and_shown_once(cli: Cli) -> None:
     cli.refused("keys", "create", "--name", "x", "--scope", "everything", status=2)
 
 
+def test_a_keys_limits_are_given_shown_changed_and_lifted(cli: Cli) -> None:
+    made = cli.json("keys", "create", "--name", "app", "--rpm", "60", "--concurrent", "4")
+    limits = {"requests_per_minute": 60, "tokens_per_minute": None, "concurrent_requests": 4}
+    assert made["limits"] == limits
+    assert "60 rpm, 4 at once" in cli.run("keys", "list").stdout
+    done = cli.run("keys", "limit", "app", "--tpm", "90000", "--concurrent", "0")
+    assert done.stdout == f"{made['id']}  60 rpm, 90000 tpm, any at once\n"
+    limits |= {"tokens_per_minute": 90000, "concurrent_requests": 0}
+    assert cli.json("keys", "list")["data"][0]["limits"] == limits
+    limits = dict.fromkeys(limits, None) | {"tokens_per_minute": 5}
+    assert cli.json("keys", "limit", "app", "--reset", "--tpm", "5")["limits"] == limits
+    assert cli.run("keys", "limit", "app", "--reset").stdout == f"{made['id']}  by settings\n"
+    assert "no key 'nothing'" in cli.refused("keys", "limit", "nothing", "--rpm", "1")
+    assert "--rpm" in cli.run("keys", "limit", "app", status=2).stderr
+    assert "--rpm" in cli.run("keys", "limit", "app", "--rpm", "-1", status=2).stderr
+
+
 def test_settings_are_shown_without_secrets(cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "burnish.toml"
     file.write_text(
