@@ -201,12 +201,17 @@ class Engine:
 
     def _pace(self, fault: Fault | None) -> Pace:
         settings = self._settings
+
+        def crowd() -> float:
+            return settings.crowd_seconds * (self.stats.active - 1)
+
         return Pace(
             settings.ttft_seconds,
             settings.itl_seconds,
             settings.slow_seconds,
             None if fault is Fault.WRONG_ADAPTER else fault,
             settings.fault_after,
+            crowd if settings.crowd_seconds else None,
         )
 
     # Adapters.

@@ -36,10 +36,23 @@ class Pace:
     slow_seconds: float
     fault: Fault | None
     fault_after: int
+    crowd: Callable[[], float] | None = None
+    """Seconds that the others under way add to each token, now; None: they add nothing."""
 
     @property
     def instant(self) -> bool:
-        return self.fault is None and not self.ttft_seconds and not self.itl_seconds
+        return self.fault is None and not self.ttft_seconds and not self.itl_seconds and self.crowd is None
+
+    def first(self) -> float:
+        """Seconds until the first token."""
+        return self.ttft_seconds + self._more()
+
+    def next(self) -> float:
+        """Seconds until the next token, as things are now."""
+        return self.itl_seconds + self._more()
+
+    def _more(self) -> float:
+        return 0.0 if self.crowd is None else self.crowd()
 
 
 async def play(
@@ -99,10 +112,10 @@ async def _before_headers(wire: Connection, fault: Fault | None) -> Ending | Non
 async def _play_whole(
     wire: Connection, reply: Reply, tokens: int, pace: Pace, count: Callable[[int], None]
 ) -> Ending:
-    await asyncio.sleep(pace.ttft_seconds)
+    await asyncio.sleep(pace.first())
     for made in range(tokens):
-        if made and pace.itl_seconds:
-            await asyncio.sleep(pace.itl_seconds)
+        if made and (seconds := pace.next()):
+            await asyncio.sleep(seconds)
         count(1)
     body = reply.whole()
     half = body[: len(body) // 2]
@@ -162,7 +175,7 @@ def _timed(stream: Stream, pace: Pace) -> Iterator[tuple[float | None, int, byte
     """
     for event in stream.opening:
         yield None, 0, event
-    delay: float | None = pace.ttft_seconds
+    delay: float | None = pace.first()
     for event in stream.head:
         yield delay, 0, event
         delay = None
@@ -170,7 +183,7 @@ def _timed(stream: Stream, pace: Pace) -> Iterator[tuple[float | None, int, byte
         yield delay, 1, step[0] if step else b""
         for event in step[1:]:
             yield None, 0, event
-        delay = pace.itl_seconds
+        delay = pace.next()
     for event in stream.tail:
         yield None, 0, event
 

@@ -72,6 +72,8 @@ class Settings:
 
     ttft_seconds: float = 0.0
     itl_seconds: float = 0.0
+    crowd_seconds: float = 0.0
+    """What each other request under way adds to the time before the first token, and of every further one."""
     load_seconds: float = 0.0
     """How long load_lora_adapter takes."""
     tokens: int | None = None
