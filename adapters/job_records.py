@@ -18,11 +18,14 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from adapters import schema
-from adapters.errors import NotFound, StaleWorker
+from adapters.errors import InvalidRequest, NotFound, StaleWorker
+
+#: The kinds of jobs there are. A worker runs trainings (`jobs`), a gateway batches (`batches`); neither sees the other's.
+TRAINING, BATCH = "training", "batch"
 
 
 class JobState(StrEnum):
-    """The same words as OpenAI's fine-tuning statuses, with `paused`."""
+    """The same words as OpenAI's fine-tuning statuses, with `paused`; only a batch expires."""
 
     VALIDATING = "validating_files"
     QUEUED = "queued"
@@ -31,10 +34,11 @@ class JobState(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    EXPIRED = "expired"
 
 
 #: States that a job leaves no more.
-ENDED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+ENDED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED})
 
 
 class Wish(StrEnum):
@@ -46,8 +50,8 @@ class Wish(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    id: str  # ftjob-<24 hex> for training
-    kind: str  # "training"
+    id: str  # ftjob-<24 hex> for training, batch_<24 hex> for a batch
+    kind: str  # "training", "batch"
     route: str | None  # one running job a route
     key_id: str | None  # whose; None: made while no keys were in use, or by a trigger
     state: JobState
@@ -95,9 +99,14 @@ class JobEvent:
 
 #: What ended jobs say in their events, in OpenAI's words.
 LAST_WORDS = {
-    JobState.SUCCEEDED: "The job has successfully completed",
-    JobState.CANCELLED: "The job has been cancelled",
+    JobState.SUCCEEDED: "has successfully completed",
+    JobState.FAILED: "has failed",
+    JobState.CANCELLED: "has been cancelled",
+    JobState.EXPIRED: "has expired",
 }
+
+#: How the id of a job begins, by its kind.
+ID_PREFIXES = {TRAINING: "ftjob-", BATCH: "batch_"}
 
 
 def enqueue(
@@ -114,7 +123,7 @@ def enqueue(
 ) -> Job:
     """A new job in the caller's transaction, queued or still to be validated."""
     at = moment(now)
-    id = f"{'ftjob' if kind == 'training' else 'job'}-{secrets.token_hex(12)}"
+    id = ID_PREFIXES[kind] + secrets.token_hex(12)
     connection.execute(
         sa.insert(schema.jobs).values(
             id=id,
@@ -130,7 +139,7 @@ def enqueue(
             metadata=dict(metadata or {}),
         )
     )
-    created = EventDraft(f"Created {'fine-tuning job' if kind == 'training' else 'job'}: {id}")
+    created = EventDraft(f"Created {'fine-tuning job' if kind == TRAINING else kind}: {id}")
     add_events(connection, id, [created, *events], at)
     return existing_job(connection, id)
 
@@ -155,14 +164,16 @@ def latest_job_of(connection: Connection, route: str) -> Job | None:
 def check(
     connection: Connection, id: str, token: int, states: Collection[JobState] = (JobState.RUNNING,)
 ) -> Job:
-    """The job, held until the caller's transaction ends, if it is still that worker's. Raises StaleWorker."""
+    """The job, locked until the caller's transaction ends, if it is still that worker's: not given back, ended or
+    claimed by another. Raises StaleWorker."""
     table = schema.jobs
     row = connection.execute(
         sa.select(table).where(table.c.id == plain_id(id)).with_for_update()
     ).one_or_none()
-    if row is None or row.token != token or row.state not in {state.value for state in states}:
+    job = None if row is None else job_of(row)
+    if job is None or job.token != token or job.lease_until is None or job.state not in states:
         raise StaleWorker(f"Job {id} is no longer this worker's.")
-    return job_of(row)
+    return job
 
 
 def finish(
@@ -200,19 +211,56 @@ def stop(connection: Connection, id: str, error: Mapping[str, Any], now: float |
 
 
 def existing_job(
-    connection: Connection, id: str, key_id: str | None = None, all_keys: bool = True, *, lock: bool = False
+    connection: Connection,
+    id: str,
+    key_id: str | None = None,
+    all_keys: bool = True,
+    *,
+    kind: str | None = None,
+    lock: bool = False,
 ) -> Job:
-    """Raises NotFound(code="job_not_found"), for another key's job too. With `lock` it is held until the commit."""
+    """Raises NotFound for another key's job and for one of another kind too: code "job_not_found", or
+    "batch_not_found" where a batch was looked for. With `lock` it is held until the commit."""
     table = schema.jobs
     query = sa.select(table).where(table.c.id == plain_id(id))
+    if kind is not None:
+        query = query.where(table.c.kind == kind)
     if not all_keys:
         query = query.where(table.c.key_id.is_not_distinct_from(key_id))
     row = connection.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:
-        raise NotFound(
-            f"Could not find fine tune: {plain_id(id)}", param="fine_tuning_job_id", code="job_not_found"
-        )
+        raise _no_job(plain_id(id), kind)
     return job_of(row)
+
+
+def page_of_jobs(
+    connection: Connection,
+    kind: str,
+    key_id: str | None,
+    all_keys: bool,
+    *which: sa.ColumnElement[bool],
+    after: str | None,
+    limit: int,
+) -> tuple[tuple[Job, ...], bool]:
+    """The jobs of a kind that are the caller's and are as `which` says, newest first, and whether there are more.
+
+    `after` is the last id of the page before it. Raises InvalidRequest for one that is no such job of the caller's.
+    """
+    table = schema.jobs
+    query = sa.select(table).where(table.c.kind == kind, *which).order_by(table.c.number.desc())
+    if not all_keys:
+        query = query.where(table.c.key_id.is_not_distinct_from(key_id))
+    if after is not None:
+        try:
+            last = existing_job(connection, after, key_id, all_keys, kind=kind)
+        except NotFound:
+            noun = kind if kind == BATCH else "job"
+            raise InvalidRequest(
+                f"There is no {noun} '{after}'.", param="after", code="invalid_value"
+            ) from None
+        query = query.where(table.c.number < last.number)
+    rows = connection.execute(query.limit(limit + 1)).all()
+    return tuple(job_of(row) for row in rows[:limit]), len(rows) > limit
 
 
 def end_job(
@@ -224,10 +272,11 @@ def end_job(
     now: float,
 ) -> Job:
     """The job in its last state, with the words that its events end with."""
+    noun = job.kind if job.kind == BATCH else "job"
     if error is None:
-        last = EventDraft(LAST_WORDS.get(state, "The job has failed"))
+        last = EventDraft(f"The {noun} {LAST_WORDS[state]}")
     else:
-        last = EventDraft(f"The job failed: {error['message']}", "error", data={"code": error["code"]})
+        last = EventDraft(f"The {noun} failed: {error['message']}", "error", data={"code": error["code"]})
     add_events(connection, job.id, [last], now)
     return update_job(
         connection,
@@ -302,6 +351,12 @@ def plain_id(id: str) -> str:
 def moment(now: float | None) -> float:
     """Epoch seconds: those given, else now."""
     return time.time() if now is None else now
+
+
+def _no_job(id: str, kind: str | None) -> NotFound:
+    if kind == BATCH:
+        return NotFound(f"No batch found with id '{id}'.", param="batch_id", code="batch_not_found")
+    return NotFound(f"Could not find fine tune: {id}", param="fine_tuning_job_id", code="job_not_found")
 
 
 def _newest(connection: Connection, route: str, which: sa.ColumnElement[bool]) -> Job | None:

@@ -1,8 +1,8 @@
 """Jobs: durable background work, claimed under a lease, with a fencing token. The database is the queue.
 
-Owns the life of a job, each step of it one transaction; its rows are `job_records`' affair. A claim raises the job's
-token; every write of a worker carries the token it claimed with, and a stale one is refused (promise 8). Does not
-know what a job does.
+Owns the life of a training job, each step of it one transaction; its rows are `job_records`' affair. A claim raises the
+job's token; every write of a worker carries the token it claimed with, and a stale one is refused (promise 8). Does not
+know what a job does. A batch is a job too, with a life of its own (`batches`): here nobody sees it.
 
     validating_files ──> queued <──> running ──> succeeded, failed or cancelled
                             └──> paused <──┘
@@ -18,9 +18,10 @@ from sqlalchemy.engine import Connection
 
 from adapters import schema
 from adapters.database import Database
-from adapters.errors import Conflict, InvalidRequest, NotFound
+from adapters.errors import Conflict, InvalidRequest
 from adapters.job_records import (
     ENDED,
+    TRAINING,
     EventDraft,
     Job,
     JobEvent,
@@ -37,6 +38,7 @@ from adapters.job_records import (
     job_of,
     latest_job_of,
     moment,
+    page_of_jobs,
     plain_id,
     stop,
     update_job,
@@ -44,6 +46,7 @@ from adapters.job_records import (
 
 __all__ = [
     "ENDED",
+    "TRAINING",
     "EventDraft",
     "Job",
     "JobEvent",
@@ -76,7 +79,7 @@ CLAIM_LOCK = 0x6A6F6273  # "jobs"
 
 
 class Jobs:
-    """The jobs of a database. Each method is one transaction."""
+    """The training jobs of a database. Each method is one transaction."""
 
     def __init__(self, db: Database, max_attempts: int = MAX_ATTEMPTS) -> None:
         """A job that was claimed `max_attempts` times and lost each time is failed, not claimed again."""
@@ -90,16 +93,15 @@ class Jobs:
             return enqueue(connection, **values)
 
     def get(self, id: str, key_id: str | None = None, all_keys: bool = True) -> Job:
-        """Raises NotFound(code="job_not_found"), for another key's job too."""
+        """Raises NotFound(code="job_not_found"), for another key's job and for a batch too."""
         with self._db.read() as connection:
-            return existing_job(connection, id, key_id, all_keys)
+            return existing_job(connection, id, key_id, all_keys, kind=TRAINING)
 
     def list(
         self,
         key_id: str | None = None,
         *,
         all_keys: bool = True,
-        kind: str | None = None,
         route: str | None = None,
         states: Collection[JobState] | None = None,
         metadata: Mapping[str, str] | None = None,
@@ -111,22 +113,13 @@ class Jobs:
         Raises InvalidRequest for an `after` that is no job of the caller's.
         """
         table = schema.jobs
-        query = sa.select(table).order_by(table.c.number.desc())
-        if not all_keys:
-            query = query.where(table.c.key_id.is_not_distinct_from(key_id))
-        if kind is not None:
-            query = query.where(table.c.kind == kind)
+        which = [table.c.metadata[name].as_string() == value for name, value in (metadata or {}).items()]
         if route is not None:
-            query = query.where(table.c.route == route)
+            which.append(table.c.route == route)
         if states is not None:
-            query = query.where(table.c.state.in_([state.value for state in states]))
-        for name, value in (metadata or {}).items():
-            query = query.where(table.c.metadata[name].as_string() == value)
+            which.append(table.c.state.in_([state.value for state in states]))
         with self._db.read() as connection:
-            if after is not None:
-                query = query.where(table.c.number < _place(connection, after, key_id, all_keys))
-            rows = connection.execute(query.limit(limit + 1)).all()
-        return tuple(job_of(row) for row in rows[:limit]), len(rows) > limit
+            return page_of_jobs(connection, TRAINING, key_id, all_keys, *which, after=after, limit=limit)
 
     def events(
         self, id: str, *, kinds: Collection[str] | None = None, after: str | None = None, limit: int = 20
@@ -160,7 +153,7 @@ class Jobs:
         with self._db.begin() as connection:
             _one_claim_at_a_time(connection)
             _sign_of_life(connection, worker, at)
-            self._settle_lost(connection, at)
+            self._settle_lost(connection, kinds, at)
             busy = table.alias("busy")
             free = ~sa.exists().where(busy.c.state == JobState.RUNNING.value, busy.c.route == table.c.route)
             waits = sa.and_(table.c.state == JobState.QUEUED.value, free)
@@ -197,7 +190,7 @@ class Jobs:
             _one_claim_at_a_time(connection)
             query = (
                 sa.select(table)
-                .where(table.c.state == JobState.VALIDATING.value)
+                .where(table.c.kind == TRAINING, table.c.state == JobState.VALIDATING.value)
                 .where(table.c.lease_until.is_(None) | (table.c.lease_until < at))
                 .order_by(table.c.number)
                 .with_for_update()
@@ -225,7 +218,7 @@ class Jobs:
         workers, table = schema.workers, schema.jobs
         idle = sa.select(workers.c.name).where(workers.c.seen >= at - WORKER_SILENT_SECONDS)
         busy = sa.select(table.c.worker).where(
-            table.c.state == JobState.RUNNING.value, table.c.lease_until >= at
+            table.c.kind == TRAINING, table.c.state == JobState.RUNNING.value, table.c.lease_until >= at
         )
         with self._db.read() as connection:
             return tuple(sorted(connection.execute(idle.union(busy)).scalars()))
@@ -274,7 +267,7 @@ class Jobs:
         """One event; by a worker with its token, or by somebody who holds none. Raises StaleWorker, NotFound."""
         with self._db.begin() as connection:
             if token is None:
-                existing_job(connection, id)
+                existing_job(connection, id, kind=TRAINING)
             else:
                 check(connection, id, token, (JobState.RUNNING, JobState.VALIDATING))
             add_events(connection, id, [EventDraft(message, level, kind, dict(data or {}))], moment(now))
@@ -388,7 +381,7 @@ class Jobs:
         """
         at = moment(now)
         with self._db.begin() as connection:
-            job = existing_job(connection, id, lock=True)
+            job = existing_job(connection, id, kind=TRAINING, lock=True)
             if job.state is JobState.CANCELLED or job.wish is Wish.CANCEL:
                 return job
             job = self._open(connection, id, "cancelled")
@@ -398,17 +391,18 @@ class Jobs:
             return end_job(connection, job, JobState.CANCELLED, None, None, at)
 
     def _open(self, connection: Connection, id: str, done: str) -> Job:
-        job = existing_job(connection, id, lock=True)
+        job = existing_job(connection, id, kind=TRAINING, lock=True)
         if job.has_ended:
             raise Conflict(
                 f"Job {id} has {_ended_words(job)} and cannot be {done}.", code="job_state_conflict"
             )
         return job
 
-    def _settle_lost(self, connection: Connection, now: float) -> None:
-        """Jobs whose lease has ended get what a person wished of them, or fail where they were lost too often."""
+    def _settle_lost(self, connection: Connection, kinds: Collection[str], now: float) -> None:
+        """Jobs of these kinds whose lease has ended get what a person wished of them, or fail where they were lost too often."""
         table = schema.jobs
-        query = sa.select(table).where(table.c.state == JobState.RUNNING.value, table.c.lease_until < now)
+        lost = sa.and_(table.c.state == JobState.RUNNING.value, table.c.lease_until < now)
+        query = sa.select(table).where(table.c.kind.in_(list(kinds)), lost)
         for row in connection.execute(query.with_for_update()).all():
             job = job_of(row)
             if job.wish is Wish.CANCEL:
@@ -427,15 +421,6 @@ def events_after(db: Database, id: str, number: int) -> tuple[JobEvent, ...]:
     query = sa.select(table).where(table.c.job_id == id, table.c.number > number).order_by(table.c.number)
     with db.read() as connection:
         return tuple(event_of(row) for row in connection.execute(query))
-
-
-def _place(connection: Connection, id: str, key_id: str | None, all_keys: bool) -> int:
-    try:
-        number = existing_job(connection, id, key_id, all_keys).number
-    except NotFound:
-        raise InvalidRequest(f"There is no job '{id}'.", param="after", code="invalid_value") from None
-    assert number is not None
-    return number
 
 
 def _one_claim_at_a_time(connection: Connection) -> None:
@@ -467,7 +452,7 @@ def _lost(job: Job) -> dict[str, Any]:
 
 def _claimed_words(job: Job) -> str:
     if job.started is None:
-        return "Fine-tuning job started" if job.kind == "training" else "Job started"
+        return "Fine-tuning job started"
     return "Job goes on" if job.state is JobState.QUEUED else "Job goes on: its worker was lost"
 
 

@@ -24,6 +24,7 @@ from gateway.admin.bodies import Body, BoundedRoute
 from gateway.deps import Anybody, TheRuntime
 from gateway.multipart import Sink, receive_form
 from gateway.runtime import Runtime
+from gateway.shapes import page
 
 MIN_KEPT_SECONDS, MAX_KEPT_SECONDS = 3600, 2_592_000
 
@@ -97,9 +98,7 @@ async def list_files(
         limit=limit,
         newest_first=order == "desc",
     )
-    data = [file_shape(file) for file in files]
-    ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
-    return {"object": "list", "data": data, **ends, "has_more": has_more}
+    return page([file_shape(file) for file in files], has_more)
 
 
 @files_router.get("/{file_id}")

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from adapters.errors import Forbidden, InvalidRequest
 from adapters.hyperparameters import check_hyperparameters
-from adapters.jobs import EventDraft, Job, JobState
+from adapters.jobs import TRAINING, EventDraft, Job, JobState
 from adapters.triggers import enqueue_route_training
 from gateway.access import Caller
 from gateway.admin import refuse_foreign_pages
@@ -26,12 +26,9 @@ from gateway.admin.changes import actor
 from gateway.deps import Anybody, TheRuntime
 from gateway.job_shapes import checkpoint_shape, event_id, event_shape, job_shape
 from gateway.orders import MAX_SEED, Order
+from gateway.protocol import checks
 from gateway.runtime import Runtime
-
-KIND = "training"
-
-MAX_PAIRS, MAX_KEY_CHARS, MAX_VALUE_CHARS = 16, 64, 512
-"""OpenAI's bounds of metadata."""
+from gateway.shapes import page
 
 METADATA_FILTER = re.compile(r"metadata\[([^\]\"\\]{1,64})\]")
 
@@ -89,7 +86,7 @@ class NewJob(Body):
 @router.post("")
 async def create_job(body: NewJob, runtime: TheRuntime, caller: Anybody) -> dict[str, Any]:
     """A new job: its files are looked through in the background, then it waits for a worker."""
-    metadata = _checked_metadata(body.metadata)
+    metadata = checks.plain_metadata(body.metadata)
     make = _from_file if body.training_file else _from_feedback
     job = await asyncio.to_thread(make, runtime, body, metadata, caller)
     runtime.validation.wake.set()
@@ -109,13 +106,12 @@ async def list_jobs(
         runtime.jobs.list,
         caller.key_id,
         all_keys=caller.is_admin,
-        kind=KIND,
         metadata=_metadata_filter(request),
         after=after,
         limit=limit,
     )
     await _catch_up(runtime, jobs)
-    return _page([job_shape(job) for job in jobs], has_more)
+    return page([job_shape(job) for job in jobs], has_more)
 
 
 @router.get("/{fine_tuning_job_id}")
@@ -157,7 +153,7 @@ async def list_job_events(
     """What has happened to the job, newest first."""
     job = await _job(runtime, fine_tuning_job_id, caller)
     events, has_more = await asyncio.to_thread(runtime.jobs.events, job.id, after=after, limit=limit)
-    return _page([event_shape(event) for event in events], has_more)
+    return page([event_shape(event) for event in events], has_more)
 
 
 @router.get("/{fine_tuning_job_id}/checkpoints")
@@ -174,7 +170,7 @@ async def list_job_checkpoints(
     events, has_more = await asyncio.to_thread(
         runtime.jobs.events, job.id, kinds=["checkpoint"], after=last, limit=limit
     )
-    return _page([checkpoint_shape(job, event) for event in events], has_more)
+    return page([checkpoint_shape(job, event) for event in events], has_more)
 
 
 def order_of(body: NewJob) -> Order:
@@ -216,7 +212,7 @@ def _from_file(runtime: Runtime, body: NewJob, metadata: dict[str, str], caller:
             runtime.orders.check_file(id, param, caller.key_id, caller.is_admin)
     payload = runtime.orders.payload(order, actor(caller), caller.is_admin)
     return runtime.jobs.enqueue(
-        kind=KIND,
+        kind=TRAINING,
         route=order.route,
         payload=payload,
         key_id=caller.key_id,
@@ -261,28 +257,6 @@ async def _catch_up(runtime: Runtime, jobs: Iterable[Job]) -> None:
 
 async def _job(runtime: Runtime, id: str, caller: Caller) -> Job:
     return await asyncio.to_thread(runtime.jobs.get, id, caller.key_id, caller.is_admin)
-
-
-def _page(data: list[dict[str, Any]], has_more: bool) -> dict[str, Any]:
-    ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
-    return {"object": "list", "data": data, **ends, "has_more": has_more}
-
-
-def _checked_metadata(metadata: dict[str, str] | None) -> dict[str, str]:
-    """Raises InvalidRequest beyond OpenAI's bounds."""
-    pairs = metadata or {}
-    if len(pairs) > MAX_PAIRS or any(
-        len(key) > MAX_KEY_CHARS or len(value) > MAX_VALUE_CHARS for key, value in pairs.items()
-    ):
-        raise InvalidRequest(
-            f"'metadata' has at most {MAX_PAIRS} keys of {MAX_KEY_CHARS} characters, "
-            f"with values of {MAX_VALUE_CHARS}.",
-            param="metadata",
-            code="invalid_value",
-        )
-    if any("\x00" in text for pair in pairs.items() for text in pair):
-        raise InvalidRequest("'metadata' must not hold NUL.", param="metadata", code="invalid_value")
-    return pairs
 
 
 def _metadata_filter(request: Request) -> dict[str, str]:

@@ -6,6 +6,7 @@ Times are whole epoch seconds, as in OpenAI's objects. A key's digest never appe
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from adapters.changes import Event
@@ -24,6 +25,12 @@ from adapters.versions import VersionRecord
 def listing(data: Iterable[dict[str, Any]], *, has_more: bool = False) -> dict[str, Any]:
     """OpenAI's list object; nothing of ours but the audit log is long enough for more than one."""
     return {"object": "list", "data": list(data), "has_more": has_more}
+
+
+def page(data: list[dict[str, Any]], has_more: bool) -> dict[str, Any]:
+    """A page of a list that goes on: the SDK asks for the next one after `last_id`."""
+    ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
+    return {"object": "list", "data": data, **ends, "has_more": has_more}
 
 
 def version_shape(version: VersionRecord, placements: Iterable[Placement]) -> dict[str, Any]:
@@ -150,6 +157,7 @@ def forgotten_shape(user: str, forgotten: Forgotten, *, dry_run: bool) -> dict[s
 
 
 def key_shape(key: Key) -> dict[str, Any]:
+    """Of its limits, null is what the settings say, and 0 none."""
     return {
         "id": key.id,
         "object": "api_key",
@@ -157,6 +165,7 @@ def key_shape(key: Key) -> dict[str, Any]:
         "prefix": key.prefix,
         "scopes": sorted(scope.value for scope in key.scopes),
         "records": key.records,
+        "limits": asdict(key.limits),
         "created": int(key.created),
         "revoked": None if key.revoked is None else int(key.revoked),
     }

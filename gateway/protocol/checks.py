@@ -115,6 +115,24 @@ def metadata(body: Body, param: str = "metadata") -> None:
             )
 
 
+def plain_metadata(pairs: dict[str, str] | None) -> dict[str, str]:
+    """The metadata of a job or a batch, which databases must be able to compare: OpenAI's bounds, and no NUL."""
+    pairs = pairs or {}
+    if len(pairs) > MAX_METADATA or any(
+        len(name) > MAX_METADATA_NAME_CHARS or len(value) > MAX_METADATA_VALUE_CHARS
+        for name, value in pairs.items()
+    ):
+        raise InvalidRequest(
+            f"'metadata' has at most {MAX_METADATA} keys of {MAX_METADATA_NAME_CHARS} characters, "
+            f"with values of {MAX_METADATA_VALUE_CHARS}.",
+            param="metadata",
+            code="invalid_value",
+        )
+    if any("\x00" in text for pair in pairs.items() for text in pair):
+        raise InvalidRequest("'metadata' must not hold NUL.", param="metadata", code="invalid_value")
+    return pairs
+
+
 def one_of(param: str, value: object, allowed: Iterable[str]) -> None:
     """`value` is one of the strings of `allowed`, in the order in which the error lists them."""
     names = list(allowed)

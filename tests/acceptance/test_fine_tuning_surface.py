@@ -21,6 +21,7 @@ from openai.types.uploads import UploadPart
 from pydantic import BaseModel
 
 from adapters import jobs as queue
+from adapters.batches import Batches
 from adapters.database import Database
 from adapters.jobs import EventDraft, Jobs, JobState
 from loadtests.fake_engine.process import FakeEngine
@@ -378,6 +379,31 @@ def test_the_validation_file_is_looked_through_too(client: openai.OpenAI) -> Non
     assert failed.error is not None
     assert (failed.error.code, failed.error.param) == ("invalid_validation_file", "validation_file")
     assert "line 1: `completion` must be a string" in failed.error.message
+
+
+def test_a_batch_is_no_fine_tuning_job(client: openai.OpenAI, db: Database) -> None:
+    batch = Batches(db).create(
+        input_file="file-gone",
+        endpoint="/v1/chat/completions",
+        window="24h",
+        window_seconds=86400.0,
+        metadata=None,
+        key_id=None,
+    )
+    jobs = client.fine_tuning.jobs
+    acts: list[Callable[[str], object]] = [
+        jobs.retrieve,
+        jobs.cancel,
+        jobs.pause,
+        jobs.resume,
+        jobs.list_events,
+        jobs.checkpoints.list,
+    ]
+    for act in acts:
+        error = refused(lambda act=act: act(batch.id), openai.NotFoundError)  # type: ignore[misc]
+        assert (error.param, error.code) == ("fine_tuning_job_id", "job_not_found")
+    assert batch.id not in [job.id for job in jobs.list()]
+    assert refused(lambda: list(jobs.list(after=batch.id)), openai.BadRequestError).param == "after"
 
 
 def test_a_file_deleted_before_it_was_read_fails_the_job(client: openai.OpenAI, db: Database) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from adapters import jobs as queue
+from adapters.batches import Batches
 from adapters.database import Database
 from adapters.errors import Conflict, InvalidRequest, NotFound, StaleWorker
 from adapters.jobs import EventDraft, Job, Jobs, JobState, Wish
@@ -382,6 +383,57 @@ def test_the_jobs_of_a_route_are_found(jobs: Jobs, db: Database) -> None:
         latest = queue.latest_job_of(connection, "support")
     assert latest is not None
     assert latest.state is JobState.CANCELLED
+
+
+def batch_of(db: Database, now: float = 1.0) -> Job:
+    return Batches(db).create(
+        input_file="file-1",
+        endpoint="/v1/chat/completions",
+        window="24h",
+        window_seconds=86400.0,
+        metadata=None,
+        key_id=None,
+        now=now,
+    )
+
+
+def test_a_batch_is_no_job_of_these(jobs: Jobs, db: Database) -> None:
+    batch = batch_of(db)
+    assert jobs.list() == ((), False)
+    acts: list[Callable[[str], Any]] = [
+        jobs.get,
+        lambda id: jobs.pause(id, "ann"),
+        lambda id: jobs.resume(id, "ann"),
+        lambda id: jobs.cancel(id, "ann"),
+        lambda id: jobs.event(id, None, "info", "message", "hello"),
+    ]
+    for act in acts:
+        with pytest.raises(NotFound) as caught:
+            act(batch.id)
+        assert caught.value.code == "job_not_found"
+    with pytest.raises(InvalidRequest):
+        jobs.list(after=batch.id)
+    assert jobs.claim_validating("g", LEASE, 10.0) is None
+    assert jobs.claim("w", KINDS, LEASE, 10.0) is None
+    assert Batches(db).get(batch.id) == batch
+
+
+def test_claims_settle_no_batch_whose_gateway_was_lost(jobs: Jobs, db: Database) -> None:
+    batch, batches = batch_of(db), Batches(db)
+    for attempt in range(4):  # more often than a job may be lost
+        assert batches.claim("g", LEASE, 10.0 + 100 * attempt) is not None
+    batches.begin(batch.id, 4, total=1, model=None, now=311.0)
+    held = batches.cancel(batch.id, "ann", now=312.0)
+    assert jobs.claim("w", KINDS, LEASE, 1000.0) is None
+    assert batches.get(batch.id) == held
+
+
+def test_a_gateway_that_holds_a_batch_is_no_worker(jobs: Jobs, db: Database) -> None:
+    batch_of(db)
+    held = Batches(db).claim("gateway-1", LEASE, 10.0)
+    assert held is not None
+    Batches(db).begin(held.id, held.token, total=1, model=None, now=11.0)
+    assert jobs.workers(12.0) == ()
 
 
 def test_many_threads_claim_every_job_once_and_one_a_route(jobs: Jobs) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from adapters import jobs as queue
+from adapters.batches import Batches
 from adapters.database import Database
 from adapters.files import Files
 from adapters.jobs import EventDraft, Job, Jobs, JobState
@@ -239,6 +240,21 @@ def test_a_route_is_trained_from_its_feedback(home: Path, jobs: Jobs, db: Databa
     assert (made["id"], made["route"], made["training_file"]) == (job.id, "support", "")
     assert (job.payload["source"]["kind"], job.payload["method"]) == ("feedback", "kto")
     assert job.id in run(home, "train", "support", status=1).stderr
+
+
+def test_batches_are_no_jobs_of_this_command(home: Path, db: Database) -> None:
+    batch = Batches(db).create(
+        input_file="file-1",
+        endpoint="/v1/chat/completions",
+        window="24h",
+        window_seconds=86400.0,
+        metadata=None,
+        key_id=None,
+    )
+    assert json.loads(run(home, "jobs", "list", "--json").stdout)["data"] == []
+    for verb in ("show", "pause", "cancel"):
+        assert "Could not find" in run(home, "jobs", verb, batch.id, status=1).stderr
+    assert Batches(db).get(batch.id) == batch
 
 
 def test_jobs_are_listed_shown_paused_resumed_and_cancelled(home: Path, jobs: Jobs, data: Path) -> None:
