@@ -20,7 +20,17 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from adapters.errors import BurnishError, InvalidRequest, NotFound
-from gateway import admin, completions, feedback, files, fine_tuning, models, stored_responses
+from gateway import (
+    admin,
+    batches,
+    completions,
+    feedback,
+    files,
+    fine_tuning,
+    metrics,
+    models,
+    stored_responses,
+)
 from gateway.endpoints import ENDPOINTS
 from gateway.protocol.errors import error_headers, openai_error
 from gateway.reply import HttpScope, Message, Receive, Send
@@ -37,6 +47,11 @@ CLIENT_HEADERS = [
     "x-burnish-recorded",
     "x-burnish-route",
     "retry-after",
+    *(
+        f"x-ratelimit-{what}-{kind}"
+        for kind in ("requests", "tokens")
+        for what in ("limit", "remaining", "reset")
+    ),
 ]
 """What a page in a browser may read of an answer's headers."""
 
@@ -77,6 +92,9 @@ def _rest(runtime: Runtime) -> App:
     app.include_router(feedback.router)
     for router in (files.files_router, files.uploads_router, files.parts_router, fine_tuning.router):
         app.include_router(router)
+    app.include_router(batches.router)
+    app.include_router(batches.list_router)
+    app.include_router(metrics.router)
     app.include_router(admin.router)
     app.add_exception_handler(BurnishError, _on_burnish_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)

@@ -6,6 +6,7 @@ A table; adding an endpoint is adding a row. Knows no engines and no connections
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,9 +14,12 @@ from typing import Any
 from adapters.observations import Assignment
 from adapters.settings import Limits
 from gateway.access import Caller
+from gateway.latency import Timing
 from gateway.protocol import answers, requests
+from gateway.quotas import Ticket
 from gateway.relay import CompletionStream, MessageStream, ResponseStream, Translator
 from gateway.routing import Choice, Shadow, Target
+from gateway.traffic import Traffic
 
 Body = dict[str, Any]
 
@@ -45,6 +49,31 @@ class Call:
     """What answers where the target cannot."""
     shadow: Shadow | None = None
     """What answers too, off the client's path."""
+    traffic: Traffic = Traffic.INTERACTIVE
+    limit_headers: tuple[tuple[bytes, bytes], ...] = ()
+    """What the answer says of its key's limits."""
+    ticket: Ticket | None = None
+    timing: Timing | None = None
+    began: float = field(default_factory=time.monotonic)
+    """When it came; what it waits for a place is part of its time."""
+
+    @property
+    def headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        """What the answer says of the target and of its key's limits."""
+        return (*self.target.headers, *self.limit_headers) if self.limit_headers else self.target.headers
+
+    def piece(self) -> None:
+        """Whole events are about to go to the client."""
+        if self.timing is not None:
+            self.timing.piece()
+
+    def count(self, usage: Any, *, whole: bool = False) -> None:
+        """The answer is complete and took what its `usage` says; `whole`: it was not streamed."""
+        prompt, answer = answers.token_counts(usage)
+        if whole and self.timing is not None:
+            self.timing.whole(answer)
+        if self.ticket is not None:
+            self.ticket.settle(None if prompt is None else prompt + (answer or 0))
 
     def take(self, choice: Choice) -> None:
         """Goes to the variant that was chosen."""

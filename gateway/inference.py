@@ -1,18 +1,20 @@
 """One inference request from first byte to last: admit it, choose an engine, relay its answer.
 
-The way through: read the body → `access` → `protocol.requests` → `routing.resolve` → `engines.pick` → `upstream`
-→ `relay` or `protocol.answers` → `reply`. Until the first byte for the client is there, an engine's failure is
-another engine's chance (promise 9); afterwards it is the end of the stream, said in an event. A client that
-leaves closes the exchange, and with it the engine's work. The last byte of an answer goes out when `recorder` has it
-on disk (promise 1); beyond that it touches no database but to go on from an earlier response.
+The way through: read the body → `access` → `protocol.requests` → `routing.resolve` → `quotas` → `admission` →
+`engines.pick` → `upstream` → `relay` or `protocol.answers` → `reply`. Batch lines go the same way, by `ask`. Until the
+first byte for the client is there, an engine's failure is another engine's chance (promise 9); afterwards it is the end
+of the stream, said in an event. A client that leaves closes the exchange, and with it the engine's work. The last byte of
+an answer goes out when `recorder` has it on disk (promise 1); beyond that it touches no database but to go on from an
+earlier response.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
@@ -31,17 +33,23 @@ from adapters.errors import (
 from adapters.keys import Scope
 from adapters.settings import Settings
 from gateway import access, routing
+from gateway.access import Caller
+from gateway.admission import Admission, Evicted
 from gateway.conversations import Conversations
 from gateway.endpoints import ENDPOINTS, Call, Endpoint
 from gateway.engines import Engine, Engines
 from gateway.exchange import ConnectFailed, DeadlinePassed, Exchange, UpstreamError
+from gateway.latency import Latencies
 from gateway.presence import Presence
 from gateway.protocol import requests
 from gateway.protocol.errors import from_engine
+from gateway.quotas import UNNAMED_ANSWER_TOKENS, Quotas, Ticket, estimated_tokens
 from gateway.recorder import Record, Recorder
 from gateway.relay import BrokenStream, EngineErrorEvent, Translator
-from gateway.reply import HttpScope, Receive, Reply, Send
+from gateway.reply import HttpScope, Message, Receive, Reply, Send
 from gateway.shadow import Shadows
+from gateway.traffic import ENGINE_PRIORITY, Traffic
+from gateway.visit import Answered, Asking, Collected, Visit
 
 log = logging.getLogger("burnish.inference")
 
@@ -61,7 +69,7 @@ class EngineGaveUp(Exception):
 
 
 class Inference:
-    """The ASGI application of the inference endpoints."""
+    """The ASGI application of the inference endpoints, and the same way through for work within this process."""
 
     def __init__(
         self,
@@ -71,6 +79,9 @@ class Inference:
         conversations: Conversations,
         recorder: Recorder,
         shadows: Shadows,
+        latencies: Latencies,
+        quotas: Quotas,
+        admission: Admission,
     ) -> None:
         self._settings = settings
         self._engines = engines
@@ -78,38 +89,118 @@ class Inference:
         self._conversations = conversations
         self._recorder = recorder
         self._shadows = shadows
+        self._latencies = latencies
+        self._quotas = quotas
+        self._admission = admission
 
     async def __call__(self, scope: HttpScope, receive: Receive, send: Send) -> None:
-        endpoint = ENDPOINTS[scope["path"]]
-        request_id = "req_" + secrets.token_hex(16)
+        asking = Asking(
+            ENDPOINTS[scope["path"]],
+            _new_request_id(),
+            functools.partial(_authorize, scope),
+            conversation=_header(scope, b"x-burnish-conversation").decode("latin-1") or None,
+        )
+        await self._handle(asking, functools.partial(self._body, scope, receive), receive, send)
+
+    async def ask(
+        self,
+        endpoint: Endpoint,
+        raw: bytes,
+        *,
+        caller: Caller,
+        traffic: Traffic,
+        owner: str,
+        may_be_evicted: bool = True,
+    ) -> Answered:
+        """The answer to a request of this process's own, errors included. Nobody is streamed to.
+
+        Raises Evicted where its place was taken away for a person: ask again. Cancelling ends the engine's work too.
+        """
+        left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        collected = Collected()
+
+        async def body() -> bytes:
+            return raw
+
+        async def receive() -> Message:
+            await asyncio.shield(left)
+            return {"type": "http.disconnect"}
+
+        def evict() -> None:
+            if not left.done():
+                left.set_result(None)
+
+        asking = Asking(
+            endpoint,
+            _new_request_id(),
+            lambda _: caller,
+            traffic=traffic,
+            owner=owner,
+            evict=evict if may_be_evicted else None,
+        )
+        await self._handle(asking, body, receive, collected.send)
+        if not collected.status:
+            raise Evicted
+        return collected.answered(asking.request_id)
+
+    async def _handle(
+        self, asking: Asking, body: Callable[[], Awaitable[bytes]], receive: Receive, send: Send
+    ) -> None:
+        """One request, whatever becomes of it; what it holds is given back."""
+        endpoint, request_id = asking.endpoint, asking.request_id
         reply = Reply(send, request_id, anthropic=endpoint.anthropic)
-        presence: Presence | None = None
-        record: Record | None = None
+        visit = Visit()
         try:
-            raw = await self._body(scope, receive)
-            presence = Presence(receive)
-            call = self._admit(endpoint, request_id, scope, raw)
-            reply.headers = call.target.headers
-            await self._conversations.recall(call)
-            record = self._recorder.begin(call)
-            await self._answer(call, record, reply, presence)
-            if call.shadow is not None:
-                self._shadows.follow(call, record)
+            raw = await body()
+            visit.presence = Presence(receive)
+            call = self._admit(asking, raw, visit, reply)
+            await self._serve(asking, call, visit, reply)
         except ClientGone:
             log.info("client_left request=%s path=%s", request_id, endpoint.path)
         except BurnishError as error:
-            await self._refuse(error, record, reply)
+            if visit.ticket is not None and not reply.started:  # no tokens were made; was it asked at all?
+                visit.ticket.give_back() if visit.place is None else visit.ticket.settle(0)
+            await self._refuse(error, visit.record, reply)
         except Exception:
             log.exception("request_failed request=%s path=%s", request_id, endpoint.path)
             if not reply.started:
                 ours = BurnishError("The server had an error while processing your request.")
-                await self._refuse(ours, record, reply)
+                await self._refuse(ours, visit.record, reply)
         finally:
-            if record is not None:
-                gone = presence is not None and presence.gone
-                self._recorder.abandon(record, "client_left" if gone else "interrupted")
-            if presence is not None:
-                presence.forget()
+            self._give_back(visit)
+
+    async def _serve(self, asking: Asking, call: Call, visit: Visit, reply: Reply) -> None:
+        """What was let in, once there is a place for it."""
+        await self._conversations.recall(call)
+        owner = asking.owner if asking.owner is not None else call.caller.key_id or ""
+        visit.timing = call.timing = self._latencies.begin(
+            call.target.name, call.traffic, streams=call.streams
+        )
+        visit.place = await self._admission.enter(
+            call.target.base, call.traffic, owner, evict=asking.evict, is_gone=lambda: visit.is_gone
+        )
+        if visit.place is None:
+            raise ClientGone
+        record = visit.record = self._recorder.begin(call)
+        assert visit.presence is not None
+        await self._answer(call, record, reply, visit.presence)
+        if call.shadow is not None:
+            self._shadows.follow(call, record)
+
+    def _give_back(self, visit: Visit) -> None:
+        """Nothing here waits, so that nothing can cancel it."""
+        is_evicted = visit.place is not None and visit.place.is_evicted and visit.is_gone
+        if visit.place is not None:
+            self._admission.leave(visit.place)
+        if visit.timing is not None:
+            visit.timing.end()
+        if visit.record is not None and not is_evicted:  # else: it is asked again, and then recorded
+            self._recorder.abandon(visit.record, "client_left" if visit.is_gone else "interrupted")
+        if visit.ticket is not None:
+            # Where it was settled before, nothing happens here.
+            visit.ticket.give_back() if visit.place is None or is_evicted else visit.ticket.settle(None)
+        if visit.presence is not None:
+            visit.presence.forget()
 
     async def _refuse(self, error: BurnishError, record: Record | None, reply: Reply) -> None:
         if record is not None:
@@ -136,12 +227,10 @@ class Inference:
             raise TooLarge(f"The request body is larger than the {most} bytes that are allowed here.")
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _admit(self, endpoint: Endpoint, request_id: str, scope: HttpScope, raw: bytes) -> Call:
+    def _admit(self, asking: Asking, raw: bytes, visit: Visit, reply: Reply) -> Call:
         """The call that a request makes, checked against everything that can be known before an engine is asked."""
-        snapshot = self._snapshot()
-        caller = access.authorize(
-            snapshot, _header(scope, b"authorization"), _header(scope, b"x-api-key"), Scope.INFERENCE
-        )
+        snapshot, endpoint = self._snapshot(), asking.endpoint
+        caller = asking.authorize(snapshot)
         body = requests.parse(raw)
         name = requests.model_name(body)
         target = routing.resolve(snapshot, name, caller.may_evaluate)
@@ -150,10 +239,24 @@ class Inference:
         asked = dict(body)  # preparing replaces what it changes, and changes nothing within
         shows_usage = requests.wants_usage(body)
         endpoint.prepare(body, self._settings.limits)
-        call = Call(endpoint, request_id, caller, target, body, asked, shows_usage)
-        call.conversation = _header(scope, b"x-burnish-conversation").decode("latin-1") or None
+        call = Call(endpoint, asking.request_id, caller, target, body, asked, shows_usage)
+        call.traffic = asking.traffic or (Traffic.TRAINING if caller.may_evaluate else Traffic.INTERACTIVE)
+        call.conversation = asking.conversation
+        visit.ticket = call.ticket = self._take_quota(call, reply)
         call.take(routing.choose(snapshot, target, call.unit))
+        reply.headers = call.headers
         return call
+
+    def _take_quota(self, call: Call, reply: Reply) -> Ticket:
+        """What the key may ask for, less this request. Raises RateLimited, and the answer says of what limit."""
+        tokens = 0
+        if self._quotas.counts_tokens(call.caller):
+            unnamed = UNNAMED_ANSWER_TOKENS if call.endpoint.translator is not None else 0
+            tokens = estimated_tokens(call.body, unnamed=unnamed)
+        try:
+            return self._quotas.admit(call.caller, call.traffic, tokens)
+        finally:
+            reply.headers = call.limit_headers = self._quotas.headers(call.caller)
 
     async def _answer(self, call: Call, record: Record, reply: Reply, presence: Presence) -> None:
         """Gives the call to its variant; where that cannot answer, to the control of the experiment, if there is one."""
@@ -163,7 +266,7 @@ class Inference:
             if reply.started or isinstance(error, NotRecorded) or not call.fail_over():
                 raise
             log.warning("failed_over request=%s: %s", call.request_id, error.message)
-            reply.headers = call.target.headers
+            reply.headers = call.headers
             await self._answer_by_variant(call, record, reply, presence)
 
     async def _answer_by_variant(self, call: Call, record: Record, reply: Reply, presence: Presence) -> None:
@@ -224,6 +327,7 @@ class Inference:
         """One engine's try. Raises EngineGaveUp while the client has been sent nothing."""
         served = engine.served(call.target)
         call.body["model"] = served
+        self._prioritize(call, engine)
         # vLLM's ids are random; others count, or begin again after a restart.
         call.own_id = None if engine.takes_adapters else call.endpoint.new_id()
         health = self._settings.health
@@ -252,12 +356,22 @@ class Inference:
             self._engines.succeeded(engine)
             await self._whole_answer(call, record, answer, reply)
 
+    def _prioritize(self, call: Call, engine: Engine) -> None:
+        """Has the engine serve what is not interactive after what is, where it can."""
+        if call.traffic is Traffic.INTERACTIVE or not self._settings.priority.enabled:
+            return
+        if engine.settings.takes_priorities:
+            call.body["priority"] = ENGINE_PRIORITY[call.traffic]
+        else:
+            call.body.pop("priority", None)  # of an engine tried before it
+
     async def _whole_answer(self, call: Call, record: Record, answer: dict[str, Any], reply: Reply) -> None:
         """An answer that is not streamed. Raises NotRecorded where it may not go out."""
         call.endpoint.put_right(answer, call)
         if call.own_id is not None and "id" in answer:
             answer["id"] = call.own_id
         kept = self._conversations.to_keep(call, answer)
+        call.count(answer.get("usage"), whole=True)
         headers = await self._recorder.complete(record, answer, kept=kept)
         await reply.json(orjson.dumps(answer), headers=headers)
 
@@ -280,10 +394,12 @@ class Inference:
             ):  # all of it came at once: its end waits for the record, its beginning does not
                 beginning, events = _split_last_event(events)
                 if beginning:
+                    call.piece()
                     record.keep(beginning)
                     await reply.piece(beginning)
             while not translator.done:
                 if events:
+                    call.piece()
                     record.keep(events)
                     await reply.piece(events)
                 data = await exchange.next()
@@ -308,6 +424,8 @@ class Inference:
         self, call: Call, record: Record, translator: Translator, events: bytes, reply: Reply
     ) -> None:
         """The end of a whole stream, once it is on disk; an error event where it may not go out without that."""
+        call.piece()
+        call.count(translator.usage)
         record.keep(events)
         response = getattr(translator, "response", None)
         kept = self._conversations.to_keep(call, response)
@@ -391,6 +509,15 @@ def _gave_up(error: UpstreamError | BrokenStream) -> EngineGaveUp:
             Unavailable("The engine cannot be reached.", retry_after_seconds=2), at_once=refused
         )
     return EngineGaveUp(EngineFailed("The engine gave no usable answer."))
+
+
+def _new_request_id() -> str:
+    return "req_" + secrets.token_hex(16)
+
+
+def _authorize(scope: HttpScope, snapshot: routing.Snapshot) -> Caller:
+    authorization, api_key = _header(scope, b"authorization"), _header(scope, b"x-api-key")
+    return access.authorize(snapshot, authorization, api_key, Scope.INFERENCE)
 
 
 def _header(scope: HttpScope, name: bytes) -> bytes:

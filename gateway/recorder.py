@@ -24,6 +24,7 @@ from adapters.settings import Recording
 from adapters.turns import conversation_unit
 from adapters.writer import Writer
 from gateway.endpoints import Call
+from gateway.protocol.answers import token_counts
 from gateway.protocol.assemble import ASSEMBLIES, Assembly
 
 log = logging.getLogger("burnish.recorder")
@@ -81,7 +82,7 @@ class Record:
         self.status: Status | None = None
         """How it ended; None: not yet, or it is not wanted."""
         self._created = time.time()
-        self._began = time.monotonic()
+        self._began = call.began
         self._first_byte_at: float | None = None
         self._blocks: list[bytes] = []
         self._size = 0
@@ -120,7 +121,7 @@ class Record:
             output = {**output, "usage": usage}
         self.id = _id(call, output)
         version, user = call.target.version, None if call.user is None else _text(call.user)
-        prompt_tokens, completion_tokens = _tokens(output)
+        prompt_tokens, completion_tokens = token_counts(None if output is None else output.get("usage"))
         completion = Completion(
             id=self.id,
             created=self._created,
@@ -330,17 +331,6 @@ def _without_vectors(answer: Answer) -> Answer:
         if isinstance(item, dict)
     ]
     return {**answer, "data": items}
-
-
-def _tokens(output: Answer | None) -> tuple[int | None, int | None]:
-    """Of the prompt and of the answer, in whichever API's words."""
-    usage = output.get("usage") if output is not None else None
-    if not isinstance(usage, dict):
-        return None, None
-    told = (usage.get("prompt_tokens", usage.get("input_tokens")),
-            usage.get("completion_tokens", usage.get("output_tokens")))  # fmt: skip
-    prompt, completion = (value if isinstance(value, int) else None for value in told)
-    return prompt, completion
 
 
 def _finish_reason(output: Answer | None) -> str | None:

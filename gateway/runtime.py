@@ -15,13 +15,14 @@ from typing import Any
 
 from adapters.artifacts import ArtifactStore
 from adapters.base_weights import base_digest
+from adapters.batches import Batches
 from adapters.completions import Completions
 from adapters.database import Database
 from adapters.experiments import Experiments
 from adapters.feedback import FeedbackStore
 from adapters.files import Files
 from adapters.jobs import Jobs
-from adapters.keys import Keys
+from adapters.keys import Keys, Quota
 from adapters.looks import Looks
 from adapters.placements import Placements
 from adapters.registry import Registry, withdraw_orphans
@@ -32,12 +33,17 @@ from adapters.triggers import due_by_time, maybe_enqueue
 from adapters.uploads import Uploads
 from adapters.writer import Writer
 from gateway import routing
+from gateway.admission import Admission
+from gateway.batch_runner import BatchRunner
+from gateway.batch_work import Parts
 from gateway.control import Control, engine_key
 from gateway.conversations import Conversations
 from gateway.engines import Engine, Engines
 from gateway.health import Watch
 from gateway.inference import Inference
+from gateway.latency import Latencies
 from gateway.orders import Orders
+from gateway.quotas import Quotas
 from gateway.reconcile import Reconciler
 from gateway.recorder import Recorder
 from gateway.shadow import Shadows
@@ -51,6 +57,10 @@ REFRESH_SECONDS = 0.2
 """How soon a change made by another process is seen."""
 
 HEARTBEAT_SECONDS = 2.0
+HEADROOM_SECONDS, HEADROOM_STEP = 0.2, 0.05
+"""How often headroom is looked at, and how far it must have moved to be put on record before the next heartbeat."""
+
+TICK_SECONDS = 0.1
 PURGE_SECONDS = 3600.0
 TRIGGER_SECONDS = 5.0
 LOOK_SECONDS = 0.5
@@ -97,6 +107,8 @@ class Runtime:
             settings.health,
         )
         self.shadows = Shadows(self.engines, self.writer, settings.health)
+        self.latencies = Latencies(settings.targets)
+        self.admission = Admission(settings, self.engines, self.latencies)
         self.inference = Inference(
             settings,
             self.engines,
@@ -104,7 +116,15 @@ class Runtime:
             Conversations(self.responses),
             self.recorder,
             self.shadows,
+            self.latencies,
+            Quotas(Quota(**settings.key_limits.model_dump())),
+            self.admission,
         )
+        self.batches = Batches(db)
+        parts = Parts(
+            self.batches, self.files, self.writer, self.inference, lambda: self.snapshot, settings.batches
+        )
+        self.batch_runner = BatchRunner(parts, self.id)
 
     async def start(self, url: str) -> None:
         """Reads the registry and begins to tend the engines. `url` is where this process listens."""
@@ -119,6 +139,8 @@ class Runtime:
         self._spawn(self._trigger(), "trigger")
         self._spawn(self._look(), "experiments")
         self._spawn(self.validation.run(), "validation")
+        self._spawn(self.batch_runner.run(), "batches")
+        self._spawn(self._tick(), "admission")
         for engine in self.engines.all:
             watch = Watch(engine, self._controls[engine], self.engines, self.settings.health)
             self._spawn(watch.run(), f"watch {engine.name}")
@@ -180,13 +202,26 @@ class Runtime:
             except TimeoutError:
                 pass
 
-    async def _beat(self, url: str) -> None:
+    async def _tick(self) -> None:
+        """Fits what batches may do to the latency that people have."""
         while True:
-            try:
-                await asyncio.to_thread(self.placements.heartbeat, self.id, url)
-            except Exception:
-                log.exception("heartbeat_failed")
-            await asyncio.sleep(HEARTBEAT_SECONDS)
+            await asyncio.sleep(TICK_SECONDS)
+            self.admission.tick()
+
+    async def _beat(self, url: str) -> None:
+        """A sign of life, and the headroom on record: at once where it has moved, for whoever gives way by it."""
+        told_at, told = -HEARTBEAT_SECONDS, 1.0
+        while True:
+            now, headroom = time.monotonic(), self.latencies.headroom()
+            if now - told_at >= HEARTBEAT_SECONDS or abs(headroom - told) >= HEADROOM_STEP:
+                told_at, told = now, headroom
+                try:
+                    await asyncio.to_thread(self.placements.heartbeat, self.id, url, headroom=headroom)
+                    peers = await asyncio.to_thread(self.placements.headroom, beside=self.id)
+                    self.admission.peers_headroom = 1.0 if peers is None else peers
+                except Exception:
+                    log.exception("heartbeat_failed")
+            await asyncio.sleep(HEADROOM_SECONDS)
 
     async def _purge(self) -> None:
         """Forgets kept responses and completions once they are as old as the settings say."""

@@ -123,7 +123,13 @@ async def _engines(
     # Mode 0700, and short, since a socket's path holds 107 bytes.
     sockets = Path(tempfile.mkdtemp(prefix="burnish-"))
     engines = {
-        engine.name: SupervisedEngine(engine, settings.home, weights[engine.name], sockets)
+        engine.name: SupervisedEngine(
+            engine,
+            settings.home,
+            weights[engine.name],
+            sockets,
+            training_share=settings.training.gpu_memory_share,
+        )
         for engine in settings.engines
         if engine.kind == "supervised"
     }

@@ -15,6 +15,7 @@ import functools
 import hashlib
 import logging
 import secrets
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -156,9 +157,7 @@ class Shadows:
 
     async def _attempt(self, call: Call, engine: Engine) -> Body:
         body = {**call.body, "model": engine.served(call.target)}
-        if (
-            engine.settings.kind == "supervised"
-        ):  # we start it with priority scheduling; others may refuse the field
+        if engine.settings.takes_priorities:
             body["priority"] = PRIORITY
         exchange = await engine.pool.open(
             call.endpoint.wire_path, orjson.dumps(body), patience_seconds=self._health.total_timeout_seconds
@@ -193,6 +192,7 @@ def in_shadow(call: Call, shadow: Shadow) -> Call:
         assignment=None if given is None else replace(given, variant=shadow.variant),
         control=None,
         shadow=None,
+        began=time.monotonic(),
     )
 
 

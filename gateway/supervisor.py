@@ -167,16 +167,18 @@ class SupervisedEngine(SupervisedProcess):
         socket_dir: Path,
         *,
         command: Sequence[str] | None = None,
+        training_share: float | None = None,
         backoff_initial_seconds: float = 1.0,
         backoff_max_seconds: float = 30.0,
     ) -> None:
-        """`socket_dir` must be private (mode 0700); `command` runs something else than vLLM."""
+        """`socket_dir` must be private (mode 0700); `command` runs something else than vLLM; `training_share` is kept
+        free of the GPU's memory."""
         self.settings = settings
         self.socket = socket_dir / f"{settings.name}.sock"
         gpu = serves_on_gpu()
         super().__init__(
             settings.name,
-            command or vllm_command(settings, weights, self.socket, gpu),
+            command or vllm_command(settings, weights, self.socket, gpu, training_share),
             vllm_environment(settings, home, socket_dir, gpu, os.environ),
             home / "logs" / f"engine-{settings.name}.log",
             backoff_initial_seconds=backoff_initial_seconds,

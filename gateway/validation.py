@@ -18,6 +18,7 @@ from adapters.errors import NotFound, StaleWorker
 from adapters.files import Files
 from adapters.jobs import Job, Jobs
 from adapters.rows import Checked, bounded_lines, examine
+from gateway.gently import gently
 
 log = logging.getLogger("burnish.validation")
 
@@ -29,9 +30,6 @@ HEARTBEAT_SECONDS = 3.0
 
 POLL_SECONDS = 5.0
 """How soon a job of a gateway that was killed is noticed, once its lease has ended."""
-
-WORK_SECONDS, REST_SECONDS = 0.005, 0.002
-"""Parsing holds the interpreter, and requests in flight need it more: so often it lets go, for so long."""
 
 
 class Stopped(Exception):
@@ -103,18 +101,17 @@ class Validation:
 
     def _gently(self, job: Job, lines: Iterable[bytes]) -> Iterator[bytes]:
         """The lines, with a heartbeat now and then, and rests. Raises StaleWorker, Stopped."""
-        beat = worked = time.monotonic()
-        for line in lines:
-            now = time.monotonic()
-            if now - worked > WORK_SECONDS:
-                if self._stopping.is_set():
-                    raise Stopped
-                time.sleep(REST_SECONDS)
-                worked = time.monotonic()
-            if now - beat > HEARTBEAT_SECONDS:
+        beat = time.monotonic()
+
+        def go_on() -> None:
+            nonlocal beat
+            if self._stopping.is_set():
+                raise Stopped
+            if time.monotonic() - beat > HEARTBEAT_SECONDS:
                 self._jobs.heartbeat(job.id, job.token, LEASE_SECONDS)
-                beat = now
-            yield line
+                beat = time.monotonic()
+
+        return gently(lines, go_on)
 
 
 def file_error(found: Checked | None, param: str, least: int) -> dict[str, Any] | None:

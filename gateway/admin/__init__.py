@@ -1,4 +1,4 @@
-"""The control plane over HTTP: adapters, routes, experiments, keys, engines, users and the audit log. One module a noun.
+"""The control plane over HTTP: adapters, routes, experiments, keys, engines, traffic, users and the audit log. One module a noun.
 
 Everything here needs a key of scope `admin` once there are keys. Until then anybody on this machine may call it,
 a web page in its browser excepted: the browser would send another site's request along without a question.
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Depends, Request
 
 from adapters.errors import Forbidden
-from gateway.admin import adapters, engines, events, experiments, keys, routes, users
+from gateway.admin import adapters, engines, events, experiments, keys, routes, traffic, users
 from gateway.deps import TheRuntime
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -29,5 +29,5 @@ def refuse_foreign_pages(request: Request, runtime: TheRuntime) -> None:
 
 
 router = APIRouter(prefix="/v1", dependencies=[Depends(refuse_foreign_pages)])
-for noun in (adapters, routes, experiments, engines, keys, users, events):
+for noun in (adapters, routes, experiments, engines, traffic, keys, users, events):
     router.include_router(noun.router)

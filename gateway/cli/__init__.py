@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from adapters.errors import BurnishError, SettingsError
-from gateway.cli import adapters, experiments, feedback, forget, jobs, keys, routes, server, train
+from gateway.cli import adapters, batches, experiments, feedback, forget, jobs, keys, routes, server, train
 
 app = typer.Typer(
     add_completion=False,
@@ -34,6 +34,7 @@ app.add_typer(feedback.app, name="feedback")
 app.command("forget")(forget.forget)
 app.command("train")(train.train)
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(batches.app, name="batches")
 app.add_typer(keys.app, name="keys")
 app.command("engines")(server.engines)
 app.command("settings")(server.settings)

@@ -64,7 +64,7 @@ def stage(job: Job) -> str:
     if isinstance(progress.get("loss"), int | float):
         parts.append(f"loss {progress['loss']:.3f}")
     if isinstance(progress.get("eta_seconds"), int | float):
-        parts.append(f"{_duration(progress['eta_seconds'])} left")
+        parts.append(f"{terminal.duration(progress['eta_seconds'])} left")
     if job.wish is not None:
         parts.append(f"asked to {job.wish.value}")
     return ", ".join(parts)
@@ -130,9 +130,3 @@ class _Lines:
         if stage is not None and stage != self._stage:
             terminal.note(f"{terminal.moment(job.progress.get('at', job.created))}  stage: {stage}")
         self._stage = stage
-
-
-def _duration(seconds: float) -> str:
-    minutes, left = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{left:02}"

@@ -63,6 +63,13 @@ def moment(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds: "0:01:20"."""
+    minutes, left = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{left:02}"
+
+
 def size(count: float) -> str:
     """Bytes for a person: "921.6 kB"."""
     for unit in ("B", "kB", "MB"):

@@ -129,6 +129,15 @@ def output_text(part: Answer) -> None:
     part["logprobs"] = part.get("logprobs") or []
 
 
+def token_counts(usage: object) -> tuple[int | None, int | None]:
+    """Of the prompt and of the answer, by a `usage` in whichever API's words; None where it does not say."""
+    if not isinstance(usage, dict):
+        return None, None
+    prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
+    answer = usage.get("completion_tokens", usage.get("output_tokens"))
+    return prompt if isinstance(prompt, int) else None, answer if isinstance(answer, int) else None
+
+
 def usage(answer: Answer) -> Answer | None:
     """The usage an answer carries, in whichever API's words."""
     found = answer.get("usage")

@@ -57,9 +57,12 @@ def anthropic_error(error: BurnishError, request_id: str) -> dict[str, Any]:
 
 
 def error_headers(error: BurnishError) -> list[tuple[bytes, bytes]]:
-    """Retry-After where waiting helps: a whole number of seconds, at least one (RFC 9110 §10.2.3)."""
+    """Retry-After where waiting helps: a whole number of seconds, at least one (RFC 9110 §10.2.3).
+
+    Where it does not, OpenAI's SDKs are told so: they would ask again after any 429.
+    """
     if error.retry_after_seconds is None:
-        return []
+        return [(b"x-should-retry", b"false")] if error.status == 429 else []
     return [(b"retry-after", str(max(1, error.retry_after_seconds)).encode())]
 
 

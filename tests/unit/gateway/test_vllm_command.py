@@ -58,6 +58,15 @@ def test_cpu_flags_stay_away_from_a_gpu() -> None:
     assert not cpu_only & environments[1].keys()
 
 
+def test_promise_07_an_engine_leaves_training_its_share_of_the_gpu() -> None:
+    command = vllm_command(engine(), WEIGHTS, SOCKET, True, 0.3)
+    assert option(command, "--gpu-memory-utilization") == "0.6"
+    for gpu, share in ((True, None), (False, 0.3)):
+        assert "--gpu-memory-utilization" not in vllm_command(engine(), WEIGHTS, SOCKET, gpu, share)
+    own = ("--gpu-memory-utilization", "0.5")
+    assert vllm_command(engine(args=own), WEIGHTS, SOCKET, True, 0.3)[-2:] == [*own]
+
+
 def test_only_the_default_weights_get_our_chat_template() -> None:
     ours = vllm_command(engine(), WEIGHTS, SOCKET, gpu=False)
     assert Path(option(ours, "--chat-template")).read_text()

@@ -1,0 +1,80 @@
+"""What one request through `inference` is asked with, what it holds on its way, and its answer where nobody is streamed to.
+
+Values only. Knows neither engines nor HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from gateway import routing
+from gateway.access import Caller
+from gateway.admission import Place
+from gateway.endpoints import Endpoint
+from gateway.latency import Timing
+from gateway.presence import Presence
+from gateway.quotas import Ticket
+from gateway.recorder import Record
+from gateway.reply import Message
+from gateway.traffic import Traffic
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """Who asks, and how, before anything that is asked has been looked at."""
+
+    endpoint: Endpoint
+    request_id: str
+    authorize: Callable[[routing.Snapshot], Caller]
+    conversation: str | None = None
+    traffic: Traffic | None = None
+    """None: as the caller's key says."""
+    owner: str | None = None
+    """Who shares places fairly with others of the class; None: the caller's key."""
+    evict: Callable[[], None] | None = None
+    """Ends the request where its place is needed; None: it may not be ended so."""
+
+
+@dataclass(slots=True)
+class Visit:
+    """What one request holds, to be given back whatever becomes of it."""
+
+    presence: Presence | None = None
+    record: Record | None = None
+    ticket: Ticket | None = None
+    timing: Timing | None = None
+    place: Place | None = None
+
+    @property
+    def is_gone(self) -> bool:
+        return self.presence is not None and self.presence.gone
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A whole answer that was asked for within this process."""
+
+    status: int
+    request_id: str
+    body: bytes
+    retry_after_seconds: int | None
+
+
+@dataclass(slots=True)
+class Collected:
+    """What `Reply` sends, put together."""
+
+    status: int = 0
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+    pieces: list[bytes] = field(default_factory=list)
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status, self.headers = message["status"], dict(message["headers"])
+        else:
+            self.pieces.append(message["body"])
+
+    def answered(self, request_id: str) -> Answered:
+        wait = self.headers.get(b"retry-after")
+        return Answered(self.status, request_id, b"".join(self.pieces), None if wait is None else int(wait))
