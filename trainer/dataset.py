@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -67,8 +67,16 @@ class Built:
         ]
 
 
-def snapshot(db: Database, settings: Settings, job: Job, rendering: Rendering, folder: Path) -> Built:
-    """The job's dataset: from its folder where an earlier attempt has left it, else drawn and kept there.
+def snapshot(
+    db: Database,
+    settings: Settings,
+    job: Job,
+    rendering: Rendering,
+    folder: Path,
+    apart: Callable[[Callable[[], Built]], Built] = lambda work: work(),
+) -> Built:
+    """The job's dataset: from its folder where an earlier attempt has left it, else drawn and kept there. `apart` does
+    what takes long and writes nothing.
 
     On record when it returns, under the job's token. Raises InvalidRequest, RowError, NotFound, StaleWorker.
     """
@@ -77,7 +85,7 @@ def snapshot(db: Database, settings: Settings, job: Job, rendering: Rendering, f
         with db.begin() as connection:
             _put(connection, built, job)
         return built
-    built = _drawn(db, settings, job, rendering)
+    built = apart(lambda: _drawn(db, settings, job, rendering))
     # Both at once: whoever is forgotten meanwhile stops the job, and then no row of theirs may come to lie here.
     with _staged(built, folder) as staged, db.begin() as connection:
         _put(connection, built, job)

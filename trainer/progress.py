@@ -1,7 +1,8 @@
 """What a run says while it trains, and what it is told: the seam between the training loop and whoever watches it.
 
 Owns the numbers of a step (loss, learning rate, tokens a second, memory, time left) and how a wish to pause or to
-cancel is obeyed within one optimizer step. Knows neither jobs' records nor the database: a `Watch` does.
+cancel is obeyed within one optimizer step. Knows neither jobs' records nor the database: a `Watch` does. Speed and time
+left are those by the clock, rests included (`pace`).
 """
 
 from __future__ import annotations
@@ -62,6 +63,10 @@ class Watch(Protocol):
     def note(self, message: str) -> None:
         """Something that a person should know: a warning, never a failure."""
 
+    def headroom(self) -> float | None:
+        """How far interactive latency is from its target: 1 - the worst of the latencies over their targets. None:
+        nobody says."""
+
 
 class Unwatched:
     """Nobody follows."""
@@ -74,6 +79,9 @@ class Unwatched:
 
     def note(self, message: str) -> None:
         pass
+
+    def headroom(self) -> float | None:
+        return None
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]  # transformers has no types here
@@ -102,7 +110,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> None:
-        if _agreed(time.monotonic() - self._saved > CHECKPOINT_SECONDS):
+        if agreed(time.monotonic() - self._saved > CHECKPOINT_SECONDS):
             control.should_save = True
 
     def on_log(
@@ -149,7 +157,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
             raise Paused
 
     def _ask(self, state: TrainerState, metrics: dict[str, Any]) -> Wish | None:
-        wish: Wish | None = _agreed(self._watch.step(dict(metrics)) if state.is_world_process_zero else None)
+        wish: Wish | None = agreed(self._watch.step(dict(metrics)) if state.is_world_process_zero else None)
         if wish is Wish.CANCEL:
             raise Cancelled
         return wish
@@ -175,7 +183,7 @@ def has_stalled(log_history: list[dict[str, Any]], patience: int) -> bool:
     return bool(patience and losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
 
 
-def _agreed(answer: Any) -> Any:
+def agreed(answer: Any) -> Any:
     """The main process's answer, in every process."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return answer

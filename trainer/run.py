@@ -3,7 +3,8 @@
 Runs as a child of `trainer.worker`: `python -m trainer.run JOB_ID TOKEN`. Owns the order of the stages and what each
 failure means for the job. Every stage leaves its result in the run's folder, or on record, and finds it there again, so
 that a run killed at any moment goes on where it was (promise 8); every write carries the claim's token, so that a
-worker that has lost its claim changes nothing.
+worker that has lost its claim changes nothing. What computes for long does so aside, in a thread that has stepped back;
+every write is this thread's, which has not (`scheduling`).
 
     RUN/dataset/, checkpoints/, adapter/, manifest.json   what was learned from, and what came of it
     RUN/step_metrics.csv                                  the numbers of each step, as OpenAI's result files have them
@@ -23,6 +24,8 @@ import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+import torch
 
 from adapters.artifacts import ArtifactStore
 from adapters.base_weights import base_config, base_digest, chat_template, weights_path
@@ -48,12 +51,10 @@ from trainer.progress import Cancelled, Paused, Unwatched, Watch, obey
 from trainer.publish import Origin, Proof
 from trainer.recipe import Recipe, engine_of
 from trainer.rendering import Rendering
+from trainer.scheduling import Aside, lower_session, step_back, threads_of
 from trainer.train import TrainResult
 
 log = logging.getLogger("burnish.run")
-
-NICE = 10
-"""How far a run steps back behind people's requests for processor time (nice(2))."""
 
 REPORT_SECONDS = 1.0
 """How often progress is written; wishes are looked for at every step all the same."""
@@ -94,6 +95,7 @@ class Run:
         self.policy = self._policy()
         harness.check_installed(self.policy.training.lm_eval_tasks)
         self.is_stopping = False
+        self._aside = Aside(_step_back if settings.training.nice else _stay)
         self._reported = 0.0
         self._progress: dict[str, Any] = {}
         self._events: list[EventDraft] = []
@@ -101,7 +103,9 @@ class Run:
     def go(self) -> None:
         """All stages in order; each finds what an earlier attempt has finished."""
         self._enter("dataset")
-        built = dataset.snapshot(self.db, self.settings, self.job, self.rendering, self.folder)
+        built = dataset.snapshot(
+            self.db, self.settings, self.job, self.rendering, self.folder, self._aside.run
+        )
         self._enter("train")
         trained = self._train(built)
         self._enter("candidate")
@@ -137,12 +141,23 @@ class Run:
             dataset=built.digest,
             base_digest=base_digest(self.settings, self.base),
             parameters=_parameters(self.weights),
-            threads=self.settings.training.threads,
+            threads=threads_of(self.settings.training.threads),
             accelerate=together.configuration(self.settings.training.accelerate_config),
         )
         watch: Watch = self if together.is_first() else Unwatched()
-        return train.train(
-            recipe, built.train, built.held_out, self.weights, self.template, self.folder, watch, start=start
+        return self._aside.run(
+            lambda: train.train(
+                recipe,
+                built.train,
+                built.held_out,
+                self.weights,
+                self.template,
+                self.folder,
+                watch,
+                start=start,
+                priority=self.settings.priority,
+                gpu_memory_share=self.settings.training.gpu_memory_share,
+            )
         )
 
     def _candidate(self, trained: TrainResult) -> str:
@@ -206,7 +221,9 @@ class Run:
             margin=bounds.guard_margin,
             seed=self.job.payload["seed"],
         )
-        verdict = gate.judge(found.measures, rules, has_incumbent=contest.incumbent is not None)
+        verdict = self._aside.run(
+            lambda: gate.judge(found.measures, rules, has_incumbent=contest.incumbent is not None)
+        )
         return Proof(contest, verdict, found.counts, parity, tasks)
 
     def _parity(
@@ -267,6 +284,27 @@ class Run:
     # -- the watch: what a stage says while it works, and what it is told --------------------------
     def step(self, metrics: dict[str, Any]) -> Wish | None:
         """Raises StaleWorker."""
+        return self._aside.ask(lambda: self._step(metrics))
+
+    def checkpoint(self, step: int, metrics: dict[str, Any]) -> None:
+        data = {"step": step, **metrics}
+        event = EventDraft(f"Checkpoint created at step {step}", kind="checkpoint", data=data)
+        self._aside.ask(lambda: self._happened(event))
+
+    def note(self, message: str) -> None:
+        self._aside.ask(lambda: self._happened(EventDraft(message, level="warn")))
+
+    def headroom(self) -> float | None:
+        """The least of the live gateways'; it is reported with whatever is next."""
+        found = self._aside.ask(self.placements.headroom)
+        self._progress["headroom"] = None if found is None else round(found, 3)
+        return found
+
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        """SIGTERM: a checkpoint after the current step, and back to the queue."""
+        self.is_stopping = True
+
+    def _step(self, metrics: dict[str, Any]) -> Wish | None:
         self._progress |= metrics
         losses = [f"{name}={metrics[key]:.4f}" for key, name in LOSSES.items() if key in metrics]
         if losses:
@@ -274,18 +312,9 @@ class Run:
             self._events.append(EventDraft(words, kind="metrics", data=metrics))
         return self._asked(self._say(at_once=False))
 
-    def checkpoint(self, step: int, metrics: dict[str, Any]) -> None:
-        data = {"step": step, **metrics}
-        self._events.append(EventDraft(f"Checkpoint created at step {step}", kind="checkpoint", data=data))
+    def _happened(self, event: EventDraft) -> None:
+        self._events.append(event)
         self._say(at_once=True)
-
-    def note(self, message: str) -> None:
-        self._events.append(EventDraft(message, level="warn"))
-        self._say(at_once=True)
-
-    def stop(self, number: int, frame: FrameType | None) -> None:
-        """SIGTERM: a checkpoint after the current step, and back to the queue."""
-        self.is_stopping = True
 
     def _enter(self, stage: str) -> None:
         self._progress = {"stage": stage}
@@ -313,7 +342,10 @@ def main(job_id: str, token: int, part: str | None = None) -> int:
     settings = load_settings(None, os.environ)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     if settings.training.nice:
-        os.nice(NICE)
+        lower_session()
+    torch.set_num_interop_threads(
+        1
+    )  # nothing here is dealt out to that pool, and it is as large as the machine
     db = Database(settings.database)
     jobs = Jobs(db, settings.training.max_attempts)
     job = jobs.get(job_id)
@@ -396,6 +428,14 @@ def _origin(built: Built, trained: TrainResult) -> Origin:
     tokens = int(trained.metrics["trained_tokens"])
     steps = trained.steps_file.read_bytes()
     return Origin(built.method, built.digest, tokens, built.report, trained.manifest, steps)
+
+
+def _step_back() -> None:
+    step_back(on_gpu=torch.cuda.is_available())
+
+
+def _stay() -> None:
+    """`training.nice` is off."""
 
 
 def _parameters(weights: Path) -> float:

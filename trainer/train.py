@@ -44,14 +44,17 @@ from adapters.errors import InvalidRequest
 from adapters.hardware import has_bfloat16_units
 from adapters.probe import PROBE_TEXT
 from adapters.rows import Row
+from adapters.traffic_settings import Priority
 from trainer import examples as example_rows
 from trainer.examples import Example, example_of, examples_of
 from trainer.methods import convert
 from trainer.objectives import Labels, Pairs, Supervised
+from trainer.pace import Pace, Resting
 from trainer.plan import lay_down
 from trainer.progress import Progress, Watch, has_stalled, obey
 from trainer.recipe import Recipe
 from trainer.rendering import Rendering
+from trainer.scheduling import hold_to_memory_share
 from trainer.split import has_accepted_answer
 
 PROBE_ROWS = 8
@@ -59,6 +62,9 @@ LEAST_EVALUATIONS = 4
 """In a run of so few epochs that their ends alone would not show when it is best."""
 
 TOKENS_OF_A_PROBE = 2048
+
+ALONE = Priority(enabled=False)
+"""The machine is this run's: it gives way to nobody."""
 
 STEPS_FILE = "step_metrics.csv"
 STEPS_COLUMNS = {
@@ -116,9 +122,12 @@ def train(
     watch: Watch,
     *,
     start: Path | None = None,
+    priority: Priority = ALONE,
+    gpu_memory_share: float | None = None,
 ) -> TrainResult:
-    """`start`: the folder of the adapter that `recipe.start_from` names. The same arguments give the same adapter, also
-    when the run was killed or paused in between and is called again.
+    """`start`: the folder of the adapter that `recipe.start_from` names. `priority`: at which headroom, as the watch says
+    it, the run rests between micro-batches. The same arguments give the same adapter, also when the run was killed or
+    paused in between and is called again, and however often it has rested.
 
     Raises InvalidRequest, Paused (after a checkpoint), Cancelled, and what the watch raises.
     """
@@ -129,8 +138,10 @@ def train(
 
     # -- the device ----------------------------------------------------------------------------
     on_gpu = torch.cuda.is_available()
+    if on_gpu and gpu_memory_share is not None:
+        hold_to_memory_share(gpu_memory_share, torch.cuda)
     dtype = torch.bfloat16 if on_gpu or has_bfloat16_units() else torch.float32
-    torch.set_num_threads(recipe.threads)
+    torch.set_num_threads(max(1, recipe.threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     _seed(recipe.seed)
     quantized = _nf4(dtype) if recipe.quantization == "nf4" else None
 
@@ -188,6 +199,13 @@ def train(
             watch.note(notes[-1])
 
     # -- TRL's trainer -------------------------------------------------------------------------
+    pace = Pace(priority, watch)
+
+    def between() -> None:
+        """Between two forward passes outside the trainer's loop."""
+        pace.rest(is_alone=True)
+        obey(watch.step({}))
+
     checkpoints = run_folder / "checkpoints"
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run_folder / "tensorboard")
     evaluate_every = (
@@ -232,7 +250,8 @@ def train(
         "callbacks": [
             Progress(
                 watch, tokens * recipe.n_epochs / steps, plan.steps_an_epoch, recipe.early_stopping_patience
-            )
+            ),
+            Resting(pace),
         ],
     }
     if rendering.tokenizer.pad_token is None:
@@ -249,7 +268,7 @@ def train(
         }
         trainer = Pairs(args=DPOConfig(**arguments, **losses), **parts)
         if processes == 1:
-            trainer.keep_reference(run_folder / "reference.json", lambda: obey(watch.step({})))
+            trainer.keep_reference(run_folder / "reference.json", between)
     else:
         balance = _balance(examples)
         trainer = Labels(args=KTOConfig(**arguments, **balance, beta=recipe.beta), **parts)
@@ -281,7 +300,7 @@ def train(
             texts.append((example.prompt_ids, example.answer_ids))
             probed.append(row.id)
     device = "cuda" if on_gpu else "cpu"
-    fingerprint, *seen = _seen(weights, staged, device, texts, lambda: obey(watch.step({})))
+    fingerprint, *seen = _seen(weights, staged, device, texts, between)
     probe = [ProbeRow(id, each) for id, each in zip(probed, seen, strict=True)]
     metrics = _metrics(state, steps, tokens * recipe.n_epochs, plan.steps_an_epoch, time.monotonic() - began)
     manifest = {

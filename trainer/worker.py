@@ -27,6 +27,7 @@ from adapters.errors import BurnishError, StaleWorker
 from adapters.jobs import Job, Jobs, JobState
 from adapters.settings import Settings, load_settings
 from trainer import memory
+from trainer.scheduling import thread_limits, threads_of
 
 log = logging.getLogger("burnish.worker")
 
@@ -153,6 +154,7 @@ class Child:
                 stdin=subprocess.PIPE,  # never written: its end tells the keeper that we are gone
                 stdout=output,
                 stderr=output,
+                env={**os.environ, **thread_limits(threads_of(settings.training.threads))},
                 start_new_session=True,
             )
 

@@ -3,8 +3,10 @@ GPUs (on a CPU `accelerate launch` itself starts several only by MPI)."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,16 +16,17 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from adapters import preflight
+from adapters import keeper, preflight
 from adapters.artifacts import WEIGHTS_FILE
 from adapters.base_weights import chat_template
 from adapters.database import Database
 from adapters.errors import BurnishError, InvalidRequest, StaleWorker
 from adapters.jobs import Job, Jobs, JobState
+from adapters.placements import Placements
 from adapters.settings import Settings, load_settings
 from tests.conftest import free_port, processes_of, wait_for
 from tests.unit.trainer.tiny import row, write_weights
-from trainer import dataset, together, train
+from trainer import dataset, memory, together, train
 from trainer.dataset import Built
 from trainer.progress import Cancelled, Paused, Unwatched
 from trainer.recipe import Recipe
@@ -201,6 +204,32 @@ def losses(result: train.TrainResult) -> list[float]:
     return [float(line.split(",")[1]) for line in lines]
 
 
+def test_promise_07_two_processes_rest_together_and_go_on_together(shop: Workshop) -> None:
+    job, placements, seen = shop.job("dpo"), Placements(shop.db), []
+
+    def hold_up_until_it_rests() -> bool:
+        seen.append(Jobs(shop.db).get(job.id).progress)
+        has_rested = any(progress.get("resting") for progress in seen)
+        placements.heartbeat("gateway", "http://127.0.0.1:9", headroom=1.0 if has_rested else -1.0)
+        return False
+
+    hold_up_until_it_rests()
+    try:
+        launch(shop, job, hold_up_until_it_rests)
+    finally:
+        placements.leave("gateway")
+    (rested, *_) = [progress for progress in seen if progress.get("resting")]
+    assert rested["headroom"] == -1.0
+    assert "step" not in rested  # it looked before its first step
+    result = train.finished(shop.folder(job))
+    assert result is not None
+    assert (result.manifest["processes"], result.metrics["steps"]) == (2, STEPS)
+    told = Jobs(shop.db).get(job.id).progress
+    assert told["resting"] is False
+    assert told["paused_seconds"] > 0
+    assert told["headroom"] == 1.0
+
+
 def test_two_processes_cancel_within_a_step(shop: Workshop, capfd: pytest.CaptureFixture[str]) -> None:
     job = shop.job()
     Jobs(shop.db).cancel(job.id, "anna")
@@ -249,6 +278,40 @@ def test_a_bad_recipe_is_reported_as_the_error_it_is(shop: Workshop) -> None:
         launch(shop, job)
     assert (caught.value.code, caught.value.param) == ("not_servable", "hyperparameters.rank")
     assert "max_lora_rank = 16" in caught.value.message
+
+
+def test_promise_07_a_run_steps_back_in_all_but_the_thread_that_writes(
+    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the worker starts it: under a keeper that leads a session."""
+    config = tmp_path / "burnish.toml"
+    config.write_text(CONFIG.replace("nice = false", "nice = true"))
+    monkeypatch.setenv("BURNISH_CONFIG", str(config))
+    job = shop.job(n_epochs=50)
+    command = [sys.executable, "-I", str(keeper.__file__), sys.executable, "-m", "trainer.run"]
+    process = subprocess.Popen(
+        [*command, job.id, str(job.token), together.PART], stdin=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        # Long, since on a machine that others keep busy it gets next to nothing: that is what is tested.
+        run = wait_for(lambda: idle_run(process.pid), 120)
+        assert os.sched_getscheduler(run) == os.SCHED_OTHER  # of a process: its main thread's
+        group = Path(f"/proc/{run}/autogroup")
+        if group.exists() and " nice " in (shown := group.read_text()):
+            assert shown.split()[-1] == "10"
+    finally:
+        process.kill()  # the kernel ends the run with its keeper
+        process.communicate()
+
+
+def idle_run(keeper: int) -> int | None:
+    """The process that a keeper has started, once one of its threads is in the idle class."""
+    for run in memory.descendants(keeper):
+        with contextlib.suppress(OSError):
+            for thread in Path(f"/proc/{run}/task").iterdir():
+                if os.sched_getscheduler(int(thread.name)) == os.SCHED_IDLE:
+                    return run
+    return None
 
 
 # -- what the processes leave ----------------------------------------------------------------------

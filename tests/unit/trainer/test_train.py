@@ -26,8 +26,10 @@ from adapters.errors import InvalidRequest, StaleWorker
 from adapters.jobs import Wish
 from adapters.probe import PROBE_TEXT
 from adapters.rows import Row
+from adapters.traffic_settings import Priority
 from tests.lora import TINY_CONFIG, write_lora
 from tests.unit.trainer.tiny import row, tokenizer, write_weights
+from trainer import pace
 from trainer.plan import lay_down
 from trainer.progress import Cancelled, Paused, Unwatched
 from trainer.recipe import Recipe
@@ -99,6 +101,25 @@ class Following(Unwatched):
         self.notes.append(message)
 
 
+class Pressed(Following):
+    """Has no headroom at every other look, so that each rest is one sleep; wishes something from a rest on."""
+
+    def __init__(self, wish: Wish | None = None, at_rest: int = 0) -> None:
+        super().__init__()
+        self.rests = 0
+        self._looks = 0
+        self._wished, self._at_rest = wish, at_rest
+
+    def headroom(self) -> float | None:
+        self._looks += 1
+        return -1.0 if self._looks % 2 else 1.0
+
+    def step(self, metrics: dict[str, Any]) -> Wish | None:
+        super().step(metrics)
+        self.rests += metrics.get("resting") is True
+        return self._wished if self._wished and self.rests >= self._at_rest else None
+
+
 class Broken(Unwatched):
     """Raises at a step."""
 
@@ -140,6 +161,7 @@ def run(weights: Path, tmp_path: Path) -> Run:
         rows: list[Row] | None = None,
         held_out: list[Row] = HELD_OUT,
         start: Path | None = None,
+        **more: Any,
     ) -> TrainResult:
         learned = ROWS[made.method] if rows is None else rows
         return train(
@@ -151,9 +173,16 @@ def run(weights: Path, tmp_path: Path) -> Run:
             folder or tmp_path / "run",
             watch or Unwatched(),
             start=start,
+            **more,
         )
 
     return begin
+
+
+@pytest.fixture
+def short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "SLICE_SECONDS", 0.01)
+    monkeypatch.setattr(pace, "LOOK_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -375,6 +404,59 @@ def test_promise_08_a_run_killed_while_it_wrote_its_adapter_writes_it_again_with
     watch = Following()
     assert files(run(recipe(), folder, watch).adapter) == files(trained("supervised").adapter)
     assert watch.steps == []
+
+
+# -- a rest ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("method", METHODS)
+def test_promise_07_a_run_that_rested_ends_with_the_same_weights(
+    method: str, run: Run, tmp_path: Path, short_rests: None
+) -> None:
+    """Bit for bit, in micro-batches, and where dropout is possible with it."""
+    made = recipe(method, gradient_accumulation=2, dropout=0.3 if method == "supervised" else 0.0)
+    undisturbed, watch = run(made, tmp_path / "undisturbed"), Pressed()
+    result = run(made, tmp_path / "run", watch, priority=Priority())
+    assert watch.rests > 2 * STEPS
+    assert same(last_weights(tmp_path / "run"), last_weights(tmp_path / "undisturbed"))
+    assert files(result.adapter) == files(undisturbed.adapter)
+    assert result.fingerprint == undisturbed.fingerprint
+    assert result.steps_file.read_bytes() == undisturbed.steps_file.read_bytes()
+
+
+def test_promise_07_a_run_looks_after_every_micro_batch(run: Run, tmp_path: Path, short_rests: None) -> None:
+    made, watch = recipe("dpo", gradient_accumulation=2), Pressed()
+    run(made, tmp_path / "run", watch, priority=Priority())
+    reference = len(PAIRS) // 2 + len(HELD_OUT) // 2
+    evaluations = 4 * len(HELD_OUT) // 2
+    probes = 2 * (1 + len(HELD_OUT))
+    assert watch.rests == reference + 1 + 2 * STEPS + evaluations + probes  # and once before the first step
+
+
+def test_promise_07_without_priority_a_run_does_not_rest(run: Run, tmp_path: Path) -> None:
+    watch = Pressed()
+    run(recipe(), tmp_path / "run", watch, priority=Priority(enabled=False))
+    assert watch.rests == 0
+
+
+def test_promise_07_a_run_that_is_paused_while_it_rests_within_a_step_ends_it_and_goes_on_where_it_was(
+    run: Run, tmp_path: Path, short_rests: None
+) -> None:
+    made = recipe(gradient_accumulation=2, dropout=0.3)
+    undisturbed = run(made, tmp_path / "undisturbed")
+    with pytest.raises(Paused):
+        watch = Pressed(Wish.PAUSE, at_rest=2)  # the first is before the first step, the second in its middle
+        run(made, tmp_path / "run", watch, priority=Priority())
+    assert (watch.rests, watch.checkpoints) == (2, [1])
+    result = run(made, tmp_path / "run")
+    assert files(result.adapter) == files(undisturbed.adapter)
+
+
+def test_promise_07_a_run_that_is_cancelled_while_it_rests_ends_within_the_step(
+    run: Run, tmp_path: Path, short_rests: None
+) -> None:
+    watch = Pressed(Wish.CANCEL, at_rest=2)
+    with pytest.raises(Cancelled):
+        run(recipe(gradient_accumulation=2), tmp_path / "run", watch, priority=Priority())
+    assert (watch.steps, watch.checkpoints) == ([], [])
 
 
 # -- a wish ----------------------------------------------------------------------------------------

@@ -160,6 +160,18 @@ def test_a_run_that_takes_too_much_memory_fails_with_that_reason_and_the_next_on
     assert failed.attempts == 1
 
 
+def test_promise_07_no_library_of_a_run_takes_more_threads_than_the_settings_allow(
+    settings: Settings, db: Database, start: Callable[..., Worker]
+) -> None:
+    job = queued(db)
+    bounded = settings.model_copy(update={"training": settings.training.model_copy(update={"threads": 3})})
+    start(FINISHES.replace('{"token": int(sys.argv[2])}', "dict(os.environ)"), bounded)
+    done = until(lambda: ended(db, job))
+    assert done.result is not None
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+    assert {done.result[name] for name in names} == {"3"}
+
+
 def test_a_lease_is_kept_for_as_long_as_the_run_takes(
     settings: Settings, db: Database, start: Callable[..., Worker]
 ) -> None:
