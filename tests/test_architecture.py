@@ -30,6 +30,7 @@ FORBIDDEN = {
 PURE = {
     "gateway/routing.py": {"adapters"},
     "gateway/access.py": {"adapters", "gateway"},
+    "gateway/quotas.py": {"adapters", "gateway"},
     "gateway/protocol/checks.py": {"adapters", "orjson"},
     "gateway/protocol/requests.py": {"adapters", "gateway", "orjson"},
     "gateway/protocol/answers.py": set(),
@@ -55,6 +56,11 @@ PURE = {
     "adapters/allocation.py": {"adapters", "numpy", "scipy"},
     "adapters/off_policy.py": {"adapters", "numpy", "scipy"},
     "gateway/job_shapes.py": {"adapters"},
+    "gateway/batch_input.py": {"adapters", "orjson"},
+    "gateway/batch_shapes.py": {"adapters"},
+    "gateway/series.py": set(),
+    "gateway/latency.py": {"adapters", "gateway"},
+    "gateway/concurrency.py": {"adapters"},
 }
 """Modules that decide and do no I/O, and the packages beyond the standard library that each may import."""
 
@@ -117,6 +123,7 @@ def test_the_hot_path_knows_nothing_of_the_web_framework() -> None:
         "routing",
         "engines",
         "access",
+        "quotas",
     ):
         assert not imported(ROOT / "gateway" / f"{name}.py") & {
             "fastapi",

@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 from adapters.engine_settings import EngineSettings
 from adapters.plans import GUARDRAILS, WATCHABLE, Plan, plan_json
 from adapters.settings import ENVIRONMENT, Canary, Health, Limits, Recording, Settings, Training
+from adapters.traffic_settings import Admission, Batches, KeyLimits, Priority, Targets
 from gateway.app import _rest
 from gateway.cli import app as cli
 from gateway.endpoints import ENDPOINTS
@@ -38,10 +39,15 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "[health]": Health,
     "[canary]": Canary,
     "[recording]": Recording,
+    "[targets]": Targets,
+    "[priority]": Priority,
+    "[admission]": Admission,
+    "[batches]": Batches,
+    "[key_limits]": KeyLimits,
     "[training]": Training,
     "[[engines]]": EngineSettings,
 }
-TABLES = {"limits", "health", "canary", "recording", "training", "engines"}
+TABLES = {heading.strip("[]") for heading in SECTIONS} - {"Top level"}
 """Keys of the top level that have a section of their own."""
 
 OWN_HTTP = {("GET", "/docs"), ("GET", "/openapi.json")}
