@@ -87,7 +87,7 @@ class Admission:
         self._engines = engines
         self._latencies = latencies
         self._clock = clock
-        self._rooms: dict[str, _Room] = {}
+        self._rooms = {base: _Room(settings) for base in settings.models}
         self._ticked_at = clock()
         self.peers_headroom = 1.0
         """The least that other gateways on the same engines have told."""
@@ -109,7 +109,7 @@ class Admission:
 
         Raises Overloaded for an interactive request that would wait too long; the others wait for as long as it takes.
         """
-        room = self._room(base)
+        room = self._rooms[base]
         lane = room.lanes[traffic]
         if lane.queued or lane.running >= self._limit(base, room, traffic):
             if not await self._wait(base, room, traffic, owner, is_gone):
@@ -292,9 +292,3 @@ class Admission:
                 place.evict()
                 self.evicted += 1
                 count -= 1
-
-    def _room(self, base: str) -> _Room:
-        room = self._rooms.get(base)
-        if room is None:
-            room = self._rooms[base] = _Room(self._settings)
-        return room
