@@ -212,7 +212,7 @@ def test_a_request_larger_than_the_limit_is_told_so_and_not_to_come_back(limits:
             "The input or output tokens must be reduced in order to run successfully."
         )
         assert (error.type, error.code) == ("tokens", "rate_limit_exceeded")
-        assert error_headers(error) == []
+        assert error_headers(error) == [(b"x-should-retry", b"false")]  # no Retry-After, and SDKs let it be
 
 
 def test_of_several_limits_the_one_is_told_that_takes_longest(limits: Quotas, clock: Clock) -> None:
