@@ -170,11 +170,18 @@ class Admission:
             case Traffic.INTERACTIVE:
                 return self._capacity(base)
             case Traffic.BATCH:
-                return min(room.batch.limit, self._ceiling(base))
+                return min(room.batch.limit, self._ceiling(base), self._left_by_people(base, room))
             case Traffic.TRAINING:
                 share = min(1.0, max(0.0, self.headroom)) if self._settings.priority.enabled else 1.0
                 # Never none: an evaluation's questions have their own patience, and end a run when it is over.
                 return 1 + int((TRAINING_PLACES - 1) * share)
+
+    def _left_by_people(self, base: str, room: _Room) -> int:
+        """Of the places, so that all together are no more than the engines take; `min_batch` come on top of them."""
+        capacity = self._capacity(base)
+        if not self._settings.priority.enabled:
+            return capacity
+        return max(self._settings.priority.min_batch, capacity - room.lanes[Traffic.INTERACTIVE].running)
 
     def _capacity(self, base: str) -> int:
         """What the engines that are up take at once; of those that are not, where none is: they may come back."""

@@ -33,11 +33,14 @@ class BatchRunner:
         self._open: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
+        is_swept = False
         try:
-            await asyncio.to_thread(self._parts.batches.sweep)
             while True:
                 self.wake.clear()
                 try:
+                    if not is_swept:
+                        await asyncio.to_thread(self._parts.batches.sweep)
+                        is_swept = True
                     await self._claim()
                 except Exception:  # the database may be away for a while
                     log.exception("batch_claim_failed")

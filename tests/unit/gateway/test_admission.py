@@ -241,6 +241,19 @@ async def test_promise_07_questions_of_an_evaluation_come_after_everybody_but_al
     assert lane(places, Traffic.TRAINING)["limit"] == 1
 
 
+async def test_a_batch_has_no_more_places_than_people_leave() -> None:
+    clock = Clock()
+    places = admission(8, clock)
+    held = [await enter(places) for _ in range(6)]
+    for _ in range(10):
+        clock.now += 1.0
+        places.tick()  # nobody's latency is measured: the limit alone would let all seven in
+    assert lane(places, LINES)["limit"] == 2
+    for place in held:
+        places.leave(place)
+    assert lane(places, LINES)["limit"] == 7
+
+
 async def test_without_priority_a_batch_may_have_every_place() -> None:
     places = admission(8, priority={"enabled": False})
     await enter(places)
