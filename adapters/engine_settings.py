@@ -77,6 +77,7 @@ class EngineSettings(Section):
     max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16
     max_concurrent: Count = 128
     priorities: bool = False
+    price_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     weights: HomePath | None = None
     args: tuple[str, ...] = ()
     env: dict[str, str] = Field(default_factory=dict)

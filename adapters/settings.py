@@ -28,6 +28,7 @@ from adapters.engine_settings import (
     Section,
 )
 from adapters.errors import SettingsError
+from adapters.telemetry_settings import Costs, Langfuse, Metrics, Tracing
 from adapters.traffic_settings import Admission, Batches, KeyLimits, Priority, RouteTarget, Targets
 
 __all__ = [
@@ -35,15 +36,19 @@ __all__ = [
     "Admission",
     "Batches",
     "Canary",
+    "Costs",
     "EngineSettings",
     "Health",
     "KeyLimits",
+    "Langfuse",
     "Limits",
+    "Metrics",
     "Priority",
     "Recording",
     "RouteTarget",
     "Settings",
     "Targets",
+    "Tracing",
     "Training",
     "load_settings",
 ]
@@ -161,6 +166,10 @@ class Settings(Section):
     batches: Batches = Batches()
     key_limits: KeyLimits = KeyLimits()
     training: Training = Training()
+    metrics: Metrics = Metrics()
+    tracing: Tracing = Tracing()
+    langfuse: Langfuse = Langfuse()
+    costs: Costs = Costs()
     engines: tuple[EngineSettings, ...] = (EngineSettings(name="local", kind="supervised"),)
 
     @property
