@@ -11,14 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from adapters.errors import BurnishError
 from adapters.observations import Assignment
 from adapters.settings import Limits
 from gateway.access import Caller
 from gateway.latency import Timing
+from gateway.passage import Attempt, Passage
 from gateway.protocol import answers, requests
 from gateway.quotas import Ticket
 from gateway.relay import CompletionStream, MessageStream, ResponseStream, Translator
 from gateway.routing import Choice, Shadow, Target
+from gateway.trace_context import new_span_id
 from gateway.traffic import Traffic
 
 Body = dict[str, Any]
@@ -54,6 +57,9 @@ class Call:
     """What the answer says of its key's limits."""
     ticket: Ticket | None = None
     timing: Timing | None = None
+    passage: Passage | None = None
+    trace_headers: bytes = b""
+    """Header lines that carry the trace's context on to the engine."""
     began: float = field(default_factory=time.monotonic)
     """When it came; what it waits for a place is part of its time."""
 
@@ -66,25 +72,56 @@ class Call:
         """Whole events are about to go to the client."""
         if self.timing is not None:
             self.timing.piece()
+        if self.passage is not None:
+            if not self.passage.pieces:
+                self.passage.first_piece = time.monotonic()
+            self.passage.pieces += 1
 
     def count(self, usage: Any, *, whole: bool = False) -> None:
         """The answer is complete and took what its `usage` says; `whole`: it was not streamed."""
         prompt, answer = answers.token_counts(usage)
+        if self.passage is not None:
+            self.passage.prompt_tokens, self.passage.answer_tokens = prompt, answer
+            self.passage.settled = time.monotonic()
         if whole and self.timing is not None:
             self.timing.whole(answer)
         if self.ticket is not None:
             self.ticket.settle(None if prompt is None else prompt + (answer or 0))
+
+    def begin_attempt(self, engine: str) -> Attempt:
+        """Goes to an engine."""
+        attempt = Attempt(engine, time.monotonic(), model=self.target.served or self.target.base)
+        if self.passage is not None:
+            self.passage.attempts.append(attempt)
+            if (trace := self.passage.trace) is not None:
+                attempt.span_id = new_span_id() if trace.is_drawn else None
+                self.trace_headers = trace.header_lines(attempt.span_id or trace.span_id)
+        return attempt
+
+    def recorded(self, completion_id: str | None) -> None:
+        """The answer may go out: it is on disk, where it is wanted there."""
+        if self.passage is not None:
+            self.passage.committed, self.passage.completion_id = time.monotonic(), completion_id
+
+    def failed(self, error: BurnishError) -> None:
+        """The client is told in the midst of its answer."""
+        if self.passage is not None:
+            self.passage.fail(error)
 
     def take(self, choice: Choice) -> None:
         """Goes to the variant that was chosen."""
         self.target, self.propensity = choice.target, choice.propensity
         self.assignment, self.control, self.shadow = choice.assignment, choice.control, choice.shadow
 
-    def fail_over(self) -> bool:
+    def fail_over(self, error: BurnishError) -> bool:
         """Goes to the control in the chosen variant's stead, if it can: the variant's failure is on record with it."""
         if self.control is None or self.assignment is None:
             return False
+        if self.passage is not None:
+            self.passage.failed_over_from, self.passage.failed_over_for = self.target, error
         self.target, self.control = self.control, None
+        if self.timing is not None:
+            self.timing.turn_to(self.target.variant)
         self.assignment = replace(self.assignment, failed_over=True)
         return True
 

@@ -14,7 +14,8 @@ import asyncio
 import functools
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import orjson
@@ -40,6 +41,7 @@ from gateway.endpoints import ENDPOINTS, Call, Endpoint
 from gateway.engines import Engine, Engines
 from gateway.exchange import ConnectFailed, DeadlinePassed, Exchange, UpstreamError
 from gateway.latency import Latencies
+from gateway.passage import Attempt, Ending, Passage
 from gateway.presence import Presence
 from gateway.protocol import requests
 from gateway.protocol.errors import from_engine
@@ -48,6 +50,7 @@ from gateway.recorder import Record, Recorder
 from gateway.relay import BrokenStream, EngineErrorEvent, Translator
 from gateway.reply import HttpScope, Message, Receive, Reply, Send
 from gateway.shadow import Shadows
+from gateway.trace_context import Trace, pass_on
 from gateway.traffic import ENGINE_PRIORITY, Traffic
 from gateway.visit import Answered, Asking, Collected, Visit
 
@@ -82,7 +85,11 @@ class Inference:
         latencies: Latencies,
         quotas: Quotas,
         admission: Admission,
+        observers: Sequence[Callable[[Passage], None]] = (),
+        begin_trace: Callable[[Passage], Trace | None] = pass_on,
     ) -> None:
+        """`observers` are told of every request once it is over; they wait for nothing and raise nothing. `begin_trace`
+        says which trace a request belongs to."""
         self._settings = settings
         self._engines = engines
         self._snapshot = snapshot
@@ -92,13 +99,17 @@ class Inference:
         self._latencies = latencies
         self._quotas = quotas
         self._admission = admission
+        self._observers = observers
+        self._begin_trace = begin_trace
 
     async def __call__(self, scope: HttpScope, receive: Receive, send: Send) -> None:
         asking = Asking(
             ENDPOINTS[scope["path"]],
             _new_request_id(),
             functools.partial(_authorize, scope),
-            conversation=_header(scope, b"x-burnish-conversation").decode("latin-1") or None,
+            conversation=_text(scope, b"x-burnish-conversation"),
+            trace_parent=_text(scope, b"traceparent"),
+            trace_state=_text(scope, b"tracestate"),
         )
         await self._handle(asking, functools.partial(self._body, scope, receive), receive, send)
 
@@ -149,38 +160,49 @@ class Inference:
         """One request, whatever becomes of it; what it holds is given back."""
         endpoint, request_id = asking.endpoint, asking.request_id
         reply = Reply(send, request_id, anthropic=endpoint.anthropic)
-        visit = Visit()
+        passage = Passage(request_id, endpoint.path, asking.trace_parent, asking.trace_state)
+        passage.trace = self._begin_trace(passage)
+        visit = Visit(passage)
         try:
             raw = await body()
             visit.presence = Presence(receive)
             call = self._admit(asking, raw, visit, reply)
             await self._serve(asking, call, visit, reply)
         except ClientGone:
+            passage.ending = Ending.LEFT
             log.info("client_left request=%s path=%s", request_id, endpoint.path)
         except BurnishError as error:
+            passage.fail(error)
             if visit.ticket is not None and not reply.started:  # no tokens were made; was it asked at all?
                 visit.ticket.give_back() if visit.place is None else visit.ticket.settle(0)
             await self._refuse(error, visit.record, reply)
         except Exception:
             log.exception("request_failed request=%s path=%s", request_id, endpoint.path)
+            ours = BurnishError("The server had an error while processing your request.")
+            passage.fail(ours)
             if not reply.started:
-                ours = BurnishError("The server had an error while processing your request.")
                 await self._refuse(ours, visit.record, reply)
+        except asyncio.CancelledError:
+            passage.ending = Ending.INTERRUPTED
+            raise
         finally:
             self._give_back(visit)
+            self._tell(passage)
 
     async def _serve(self, asking: Asking, call: Call, visit: Visit, reply: Reply) -> None:
         """What was let in, once there is a place for it."""
         await self._conversations.recall(call)
         owner = asking.owner if asking.owner is not None else call.caller.key_id or ""
         visit.timing = call.timing = self._latencies.begin(
-            call.target.name, call.traffic, streams=call.streams
+            call.target.name, call.traffic, streams=call.streams, variant=call.target.variant
         )
+        visit.passage.queued = visit.timing.begun
         visit.place = await self._admission.enter(
             call.target.base, call.traffic, owner, evict=asking.evict, is_gone=lambda: visit.is_gone
         )
         if visit.place is None:
             raise ClientGone
+        visit.passage.placed = time.monotonic()
         record = visit.record = self._recorder.begin(call)
         assert visit.presence is not None
         await self._answer(call, record, reply, visit.presence)
@@ -190,6 +212,8 @@ class Inference:
     def _give_back(self, visit: Visit) -> None:
         """Nothing here waits, so that nothing can cancel it."""
         is_evicted = visit.place is not None and visit.place.is_evicted and visit.is_gone
+        if is_evicted:
+            visit.passage.ending = Ending.EVICTED
         if visit.place is not None:
             self._admission.leave(visit.place)
         if visit.timing is not None:
@@ -201,6 +225,14 @@ class Inference:
             visit.ticket.give_back() if visit.place is None or is_evicted else visit.ticket.settle(None)
         if visit.presence is not None:
             visit.presence.forget()
+
+    def _tell(self, passage: Passage) -> None:
+        passage.ended = time.monotonic()
+        for observer in self._observers:
+            try:
+                observer(passage)
+            except Exception:  # whoever watches must not cost anybody an answer
+                log.exception("observer_failed request=%s", passage.request_id)
 
     async def _refuse(self, error: BurnishError, record: Record | None, reply: Reply) -> None:
         if record is not None:
@@ -231,19 +263,24 @@ class Inference:
         """The call that a request makes, checked against everything that can be known before an engine is asked."""
         snapshot, endpoint = self._snapshot(), asking.endpoint
         caller = asking.authorize(snapshot)
+        traffic = asking.traffic or (Traffic.TRAINING if caller.may_evaluate else Traffic.INTERACTIVE)
+        visit.passage.traffic = traffic
         body = requests.parse(raw)
         name = requests.model_name(body)
         target = routing.resolve(snapshot, name, caller.may_evaluate)
+        visit.passage.route = target.name
         if not caller.is_admin:
             requests.refuse_privileged(body)
         asked = dict(body)  # preparing replaces what it changes, and changes nothing within
         shows_usage = requests.wants_usage(body)
         endpoint.prepare(body, self._settings.limits)
         call = Call(endpoint, asking.request_id, caller, target, body, asked, shows_usage)
-        call.traffic = asking.traffic or (Traffic.TRAINING if caller.may_evaluate else Traffic.INTERACTIVE)
+        call.passage = visit.passage
+        call.traffic = traffic
         call.conversation = asking.conversation
         visit.ticket = call.ticket = self._take_quota(call, reply)
         call.take(routing.choose(snapshot, target, call.unit))
+        visit.passage.call = call
         reply.headers = call.headers
         return call
 
@@ -263,7 +300,7 @@ class Inference:
         try:
             await self._answer_by_variant(call, record, reply, presence)
         except (Unavailable, EngineFailed, EngineTimeout, RateLimited) as error:
-            if reply.started or isinstance(error, NotRecorded) or not call.fail_over():
+            if reply.started or isinstance(error, NotRecorded) or not call.fail_over(error):
                 raise
             log.warning("failed_over request=%s: %s", call.request_id, error.message)
             reply.headers = call.headers
@@ -275,10 +312,12 @@ class Inference:
         while True:
             engine = await self._engine(call, tried, presence)
             self._engines.begin(engine, call.target)
+            attempt = call.begin_attempt(engine.name)
             try:
-                await self._attempt(call, record, engine, reply, presence)
+                await self._attempt(call, record, engine, attempt, reply, presence)
                 return
             except EngineGaveUp as failure:
+                attempt.error = failure.error
                 if failure.is_fault:
                     self._engines.failed(engine, failure.error.message, at_once=failure.at_once)
                 tried.append(engine)
@@ -292,6 +331,7 @@ class Inference:
                 if len(tried) >= self._settings.health.max_attempts:
                     raise failure.error from None
             finally:
+                attempt.ended = time.monotonic()
                 presence.close_exchange()
                 self._engines.end(engine, call.target)
 
@@ -322,7 +362,13 @@ class Inference:
         return call.control is not None and self._engines.pick(call.control, b"") is not None
 
     async def _attempt(
-        self, call: Call, record: Record, engine: Engine, reply: Reply, presence: Presence
+        self,
+        call: Call,
+        record: Record,
+        engine: Engine,
+        attempt: Attempt,
+        reply: Reply,
+        presence: Presence,
     ) -> None:
         """One engine's try. Raises EngineGaveUp while the client has been sent nothing."""
         served = engine.served(call.target)
@@ -336,6 +382,7 @@ class Inference:
             exchange = await engine.pool.open(
                 call.endpoint.wire_path,
                 orjson.dumps(call.body),
+                headers=call.trace_headers,
                 patience_seconds=patience,
                 begun=presence.watch,
             )
@@ -346,6 +393,7 @@ class Inference:
                 first = await _first_events(exchange, translator)
             else:
                 answer = _whole(exchange, await exchange.read())
+            attempt.answered = time.monotonic()
         except (UpstreamError, BrokenStream) as error:
             if presence.gone:
                 raise ClientGone from None
@@ -373,6 +421,7 @@ class Inference:
         kept = self._conversations.to_keep(call, answer)
         call.count(answer.get("usage"), whole=True)
         headers = await self._recorder.complete(record, answer, kept=kept)
+        call.recorded(record.id if record.wanted else None)
         await reply.json(orjson.dumps(answer), headers=headers)
 
     async def _relay(
@@ -432,14 +481,17 @@ class Inference:
         try:
             await self._recorder.complete(record, response, usage=translator.usage, kept=kept)
         except NotRecorded as error:
+            call.failed(error)
             await reply.end(translator.broken(error))
         else:
+            call.recorded(record.id if record.wanted else None)
             await reply.end(events + translator.closing())
 
     async def _break_off(
         self, record: Record, translator: Translator, error: BurnishError, reply: Reply
     ) -> None:
         """The end of a stream that will not be completed."""
+        record.call.failed(error)
         await self._recorder.fail(record, Status.INCOMPLETE, error.code or error.type, usage=translator.usage)
         await reply.end(translator.broken(error))
 
@@ -518,6 +570,10 @@ def _new_request_id() -> str:
 def _authorize(scope: HttpScope, snapshot: routing.Snapshot) -> Caller:
     authorization, api_key = _header(scope, b"authorization"), _header(scope, b"x-api-key")
     return access.authorize(snapshot, authorization, api_key, Scope.INFERENCE)
+
+
+def _text(scope: HttpScope, name: bytes) -> str | None:
+    return _header(scope, name).decode("latin-1") or None
 
 
 def _header(scope: HttpScope, name: bytes) -> bytes:

@@ -40,6 +40,11 @@ class Target:
     """What every answer of this target says of itself."""
 
     @property
+    def variant(self) -> str:
+        """What answers: the adapter version, or the base model itself."""
+        return self.version.ref if self.version else self.base
+
+    @property
     def served(self) -> str | None:
         """The name engines know the adapter version by; None for the base model."""
         return self.version.served_name if self.version else None

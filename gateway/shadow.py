@@ -192,6 +192,7 @@ def in_shadow(call: Call, shadow: Shadow) -> Call:
         assignment=None if given is None else replace(given, variant=shadow.variant),
         control=None,
         shadow=None,
+        passage=None,
         began=time.monotonic(),
     )
 

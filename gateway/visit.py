@@ -13,6 +13,7 @@ from gateway.access import Caller
 from gateway.admission import Place
 from gateway.endpoints import Endpoint
 from gateway.latency import Timing
+from gateway.passage import Passage
 from gateway.presence import Presence
 from gateway.quotas import Ticket
 from gateway.recorder import Record
@@ -34,12 +35,16 @@ class Asking:
     """Who shares places fairly with others of the class; None: the caller's key."""
     evict: Callable[[], None] | None = None
     """Ends the request where its place is needed; None: it may not be ended so."""
+    trace_parent: str | None = None
+    trace_state: str | None = None
+    """W3C trace context, as the client sent it."""
 
 
 @dataclass(slots=True)
 class Visit:
     """What one request holds, to be given back whatever becomes of it."""
 
+    passage: Passage
     presence: Presence | None = None
     record: Record | None = None
     ticket: Ticket | None = None
