@@ -39,6 +39,7 @@ from adapters.files import StoredFile, insert_file
 from adapters.job_records import (
     BATCH,
     ENDED,
+    LOST_WORDS,
     EventDraft,
     Job,
     JobState,
@@ -173,7 +174,7 @@ class Batches:
                 return None
             job = job_of(row)
             if job.worker is not None:  # whoever gives a batch back signs off
-                add_events(connection, job.id, [EventDraft("Batch goes on: its gateway was lost")], at)
+                add_events(connection, job.id, [EventDraft(LOST_WORDS[KIND])], at)
             return update_job(
                 connection,
                 job.id,

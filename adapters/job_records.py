@@ -108,6 +108,9 @@ LAST_WORDS = {
 #: How the id of a job begins, by its kind.
 ID_PREFIXES = {TRAINING: "ftjob-", BATCH: "batch_"}
 
+#: What the events of a job say when it is taken up from somebody who was lost, by its kind. Metrics count them.
+LOST_WORDS = {TRAINING: "Job goes on: its worker was lost", BATCH: "Batch goes on: its gateway was lost"}
+
 
 def enqueue(
     connection: Connection,

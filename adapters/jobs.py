@@ -21,6 +21,7 @@ from adapters.database import Database
 from adapters.errors import Conflict, InvalidRequest
 from adapters.job_records import (
     ENDED,
+    LOST_WORDS,
     TRAINING,
     EventDraft,
     Job,
@@ -453,7 +454,7 @@ def _lost(job: Job) -> dict[str, Any]:
 def _claimed_words(job: Job) -> str:
     if job.started is None:
         return "Fine-tuning job started"
-    return "Job goes on" if job.state is JobState.QUEUED else "Job goes on: its worker was lost"
+    return "Job goes on" if job.state is JobState.QUEUED else LOST_WORDS[TRAINING]
 
 
 def _ended_words(job: Job) -> str:

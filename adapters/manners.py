@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from functools import lru_cache
 from typing import Any
 
@@ -39,9 +38,9 @@ def is_refusal(text: str) -> bool:
 def repeated_share(text: str) -> float:
     """The share of 4-grams of words that were there before, 0 to 1."""
     words = text.split()
-    grams = Counter(tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1))
-    total = grams.total()
-    return 1 - len(grams) / total if total else 0.0
+    total = len(words) - NGRAM + 1
+    grams = set(zip(*(words[first:] for first in range(NGRAM)), strict=False))  # as long as the shortest
+    return 1 - len(grams) / total if total > 0 else 0.0
 
 
 def fits_form(text: str, form: FormatCheck) -> bool | None:

@@ -59,7 +59,7 @@ def measures(completion: Completion, form: FormatCheck) -> dict[str, Any]:
         "log_total": _log(total),
         "log_length": _log(tokens),
     }
-    text = _text(completion)
+    text = text_of(completion)
     return found if text is None else {**found, **_manners(text, completion, form)}
 
 
@@ -89,7 +89,8 @@ def _wants_json(request: dict[str, Any]) -> bool:
     return isinstance(wanted, dict) and wanted.get("type") in ("json_schema", "json_object")
 
 
-def _text(completion: Completion) -> str | None:
+def text_of(completion: Completion) -> str | None:
+    """What an answer says in words; None where it says nothing, or calls a tool."""
     message = answer_of(completion)
     if message is None or message.get("tool_calls"):
         return None

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
+from adapters.buckets import Buckets
 from adapters.completions import Completion, insert_completions
 from adapters.database import Database
 from adapters.errors import NotRecorded
@@ -36,6 +37,8 @@ MAX_GROUP = 256
 SPACING_SECONDS = 0.002
 """From the end of one commit to the beginning of the next, at least. A commit costs 0.4 ms of processor time whatever is
 in it, so that under load it pays to let a group grow; what comes after a pause does not wait."""
+
+COMMIT_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 T = TypeVar("T")
 Work = Callable[[Connection], Any]
@@ -70,8 +73,15 @@ class Writer:
         self._queue: SimpleQueue[_Item | None] = SimpleQueue()
         self._closed = False
         self.failing = False
+        self.commit_seconds = Buckets(COMMIT_BOUNDS)
+        """Of each transaction, from its beginning until it is on disk."""
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """How many items are still to be taken up."""
+        return self._queue.qsize()
 
     def put(self, completion: Completion | Callable[[], Completion]) -> Future[None]:
         """Stores a completion; the future is done once it is on disk. Never raises and never waits: a queue that is
@@ -174,6 +184,7 @@ class Writer:
         """One transaction. Raises NotWritten where it could not even begin, and whatever keeps it from its end."""
         if not items:
             return
+        began = time.monotonic()
         with contextlib.ExitStack() as stack:
             try:
                 connection = stack.enter_context(self._db.begin())
@@ -183,6 +194,7 @@ class Writer:
             for item in items:
                 if item.work is not None:
                     _work(connection, item)
+        self.commit_seconds.add(time.monotonic() - began)
         self.failing = False
 
     def _fail(self, items: Sequence[_Item], error: Exception) -> None:

@@ -6,6 +6,7 @@ which no client can reach through the gateway (promise 12). Decides nothing.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from adapters.probe import PROBE_TEXT
 from gateway.upstream import Address
 
 LOAD_TIMEOUT_SECONDS = 120.0
+
+MAX_METRICS_BYTES = 8 * 1024 * 1024
+"""Many times what a vLLM tells, with as many adapters as it takes."""
 
 
 class ControlError(Exception):
@@ -124,6 +128,18 @@ class Control:
         """Returns once the model has really answered. Raises ControlError, Refused."""
         body = {"model": model, "prompt": "Hello", "max_tokens": 1, "temperature": 0}
         await self._ask("POST", "/v1/completions", body, timeout_seconds)
+
+    async def metrics(self, timeout_seconds: float) -> str:
+        """Its own page for Prometheus, in the text format. Raises ControlError."""
+        accept = {"accept": "text/plain;version=0.0.4"}
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                answer = await self._client.get("/metrics", headers=accept, timeout=timeout_seconds)
+        except (TimeoutError, httpx.HTTPError) as error:
+            raise ControlError(str(error) or f"no metrics within {timeout_seconds:g} s") from error
+        if answer.status_code != 200 or len(answer.content) > MAX_METRICS_BYTES:
+            raise ControlError(f"HTTP {answer.status_code}, {len(answer.content)} bytes of metrics")
+        return answer.text
 
     async def close(self) -> None:
         await self._client.aclose()

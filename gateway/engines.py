@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from adapters.buckets import Buckets
 from adapters.engine_settings import EngineSettings
 from adapters.settings import Health
 from gateway.routing import Target
@@ -29,6 +30,8 @@ from gateway.upstream import Pool
 
 LOAD_BOUND = 1.25
 """The most an engine may carry, times the mean: 1 balances perfectly, infinity keeps every prefix at home."""
+
+LOAD_BOUNDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
 class EngineState(StrEnum):
@@ -54,6 +57,13 @@ class Engine:
     ejections: int = 0
     boot: int = 0
     eject_until: float = 0.0
+    ejected: int = 0
+    """How often it ever was; `ejections` are those that its wait goes by."""
+    load_seconds: Buckets = field(default_factory=lambda: Buckets(LOAD_BOUNDS))
+    """Of each adapter that it loaded."""
+    load_failures: int = 0
+    by_target: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Requests under way, by base model and the name that was asked for."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -110,12 +120,17 @@ class Engines:
     def begin(self, engine: Engine, target: Target) -> None:
         """A request is given to the engine."""
         engine.outstanding += 1
+        engine.by_target[target.base, target.name] += 1
         if target.served:
             engine.by_adapter[target.served] += 1
 
     def end(self, engine: Engine, target: Target) -> None:
         """A request has left the engine."""
         engine.outstanding -= 1
+        asked = (target.base, target.name)
+        engine.by_target[asked] -= 1
+        if not engine.by_target[asked]:
+            del engine.by_target[asked]
         if target.served:
             engine.by_adapter[target.served] -= 1
             if not engine.by_adapter[target.served]:
@@ -153,6 +168,7 @@ class Engines:
         engine.state = EngineState.EJECTED
         engine.reason = reason
         engine.ejections += 1
+        engine.ejected += 1
         engine.eject_until = time.monotonic() + min(wait, self._health.backoff_max_seconds)
         engine.held = frozenset()
         engine.wake.set()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -134,11 +135,12 @@ class Reconciler:
                 await self._measure_base(engine, control, boot)
             if served not in listed:
                 await self._place(engine, version, PlacementState.LOADING)
-                await control.load(served, self._registry.artifacts.path(version.digest))
+                await self._load(engine, control, version)
             fingerprint = await control.fingerprint(served, ANSWER_TIMEOUT_SECONDS)
             self._check(boot, version, fingerprint)
         except (Refused, CanaryFailed) as error:
             boot.refused[served] = str(error)
+            engine.load_failures += 1
             log.warning("adapter_refused engine=%s adapter=%s: %s", engine.name, version.ref, error)
             await self._place(engine, version, PlacementState.FAILED, str(error))
             if isinstance(error, CanaryFailed):
@@ -151,6 +153,16 @@ class Reconciler:
         self._engines.announce()
         log.info("adapter_held engine=%s adapter=%s", engine.name, version.ref)
         await self._place(engine, version, PlacementState.PROVED)
+
+    async def _load(self, engine: Engine, control: Control, version: VersionRecord) -> None:
+        """Raises Refused where the engine will not, ControlError where it could not be asked or gave no answer."""
+        began = time.monotonic()
+        try:
+            await control.load(version.served_name, self._registry.artifacts.path(version.digest))
+        except ControlError:  # what is refused is counted with what the canary refuses
+            engine.load_failures += 1
+            raise
+        engine.load_seconds.add(time.monotonic() - began)
 
     def _check(self, boot: _Boot, version: VersionRecord, fingerprint: Fingerprint) -> None:
         """Raises CanaryFailed unless the engine answers as this version, and as nothing else."""

@@ -12,7 +12,7 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -51,6 +51,7 @@ EMBEDDINGS = "/v1/embeddings"
 
 Answer = dict[str, Any]
 HeaderList = tuple[tuple[bytes, bytes], ...]
+Listener = Callable[[Completion], None]
 
 
 class Record:
@@ -127,7 +128,7 @@ class Record:
             created=self._created,
             endpoint=call.endpoint.path,
             route=call.target.name,
-            variant=version.ref if version else call.target.base,
+            variant=call.target.variant,
             base_model=call.target.base,
             digest=version.digest if version else None,
             propensity=call.propensity,
@@ -146,6 +147,8 @@ class Record:
             request=_request(call),
             output=output,
         )
+        if call.passage is not None:
+            call.passage.completion = completion
         if call.assignment is None:
             return completion
         observation = observe(completion, call.assignment, at_fault=self.at_fault)
@@ -168,9 +171,12 @@ class Record:
 class Recorder:
     """Writes records, and decides what may go out without one. `lost` counts the records that could not be written."""
 
-    def __init__(self, writer: Writer, settings: Recording) -> None:
+    def __init__(self, writer: Writer, settings: Recording, listeners: Sequence[Listener] = ()) -> None:
+        """`listeners` are told of every completion that was made, in the writer's thread and just before it is written:
+        they wait for nothing, and what they raise is nobody's loss."""
         self._writer = writer
         self._settings = settings
+        self._listeners = tuple(listeners)
         self._refuses = settings.on_failure == "refuse"
         self._probed_at = 0.0
         self._counting = threading.Lock()
@@ -209,7 +215,7 @@ class Recorder:
         """
         waits: list[asyncio.Future[None]] = []
         if not record.settled:
-            waits.append(self._writer.put_soon(record.settle(Status.COMPLETE, answer, usage, None)))
+            waits.append(self._writer.put_soon(self._settle(record, Status.COMPLETE, answer, usage, None)))
         if kept is not None:
             waits.append(self._writer.submit_soon(functools.partial(put_response, response=kept)))
         failure = await _first_failure(waits)
@@ -232,17 +238,36 @@ class Recorder:
         """Records a request that has no whole answer. Never raises: there is no answer to hold back."""
         record.at_fault = at_fault
         if not record.settled:
-            failure = await _first_failure(
-                [self._writer.put_soon(record.settle(status, None, usage, error_code))]
-            )
+            made = self._settle(record, status, None, usage, error_code)
+            failure = await _first_failure([self._writer.put_soon(made)])
             if failure is not None:
                 self._lose(record, failure)
 
     def abandon(self, record: Record, error_code: str) -> None:
         """Records a request that was cut off, unless it is settled; waits for nothing, so that nothing can stop it."""
         if not record.settled:
-            written = self._writer.put(record.settle(Status.INCOMPLETE, None, None, error_code))
+            written = self._writer.put(self._settle(record, Status.INCOMPLETE, None, None, error_code))
             written.add_done_callback(lambda done: self._lose_if_failed(record, done.exception()))
+
+    def _settle(
+        self,
+        record: Record,
+        status: Status,
+        answer: Answer | None,
+        usage: Answer | None,
+        error_code: str | None,
+    ) -> Callable[[], Completion]:
+        """Ends the record; what it returns makes the completion, in the writer's thread, and tells who listens."""
+        return functools.partial(self._make, record.settle(status, answer, usage, error_code))
+
+    def _make(self, made: Callable[[], Completion]) -> Completion:
+        completion = made()
+        for listener in self._listeners:
+            try:
+                listener(completion)
+            except Exception:  # whoever listens must not cost anybody a record
+                log.exception("listener_failed completion=%s", completion.id)
+        return completion
 
     def _lose_if_failed(self, record: Record, failure: BaseException | None) -> None:
         if failure is not None:

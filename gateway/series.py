@@ -1,8 +1,8 @@
-"""Measurements over a sliding window and for ever: counted in buckets, so that each costs little. Pure.
+"""Measurements over a sliding window: counted in buckets, so that each costs little. Pure.
 
 Owns the buckets, eight to a doubling (9 % wide): a percentile is the middle of its bucket, at most 4.5 % off. The bounds
-that Prometheus is told are among the buckets' edges, so that one count serves both. Does not know what is measured,
-nor the time: a slot is a number that only grows.
+that Prometheus is told are among the buckets' edges, so that the two never disagree on what is above one. Does not know
+what is measured, nor the time: a slot is a number that only grows.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from operator import sub
 from typing import Any
 
@@ -26,13 +26,13 @@ MIDDLES = (EDGES[0] / 2, *(math.sqrt(low * high) for low, high in pairwise(EDGES
 
 
 class Series:
-    """The measurements of one kind: how many in each bucket, by slot of time and ever.
+    """The measurements of one kind: how many in each bucket, by slot of time.
 
     The counts of a bucket lie side by side, a slot each, so that the sum over a part of the window is one of a slice;
     those of the whole window are kept. Slots are reset when their time comes again, and never by a timer.
     """
 
-    __slots__ = ("_at", "_counts", "_last", "_rate", "_sizes", "_slots", "_tops", "_window", "ever", "total")
+    __slots__ = ("_at", "_counts", "_last", "_rate", "_sizes", "_slots", "_tops", "_window")
 
     def __init__(self, slots: int, rate: float) -> None:
         self._slots = slots
@@ -43,8 +43,6 @@ class Series:
         self._window: list[int] = []  # the same over all slots
         self._sizes = [0] * slots
         self._tops = [0] * slots  # the highest bucket that a slot uses
-        self.ever: list[int] = []
-        self.total = 0.0
 
     def add(self, value: float, now: float) -> None:
         slot = int(now * self._rate)
@@ -57,8 +55,6 @@ class Series:
         self._sizes[at] += 1
         if bucket > self._tops[at]:
             self._tops[at] = bucket
-        self.ever[bucket] += 1
-        self.total += value
 
     def percentile(self, percent: int, first: int, last: int, waits: Iterable[float] = ()) -> float:
         """The least value that `percent` of the samples in a range of slots do not exceed (nearest rank); 0.0 where
@@ -93,11 +89,6 @@ class Series:
         found = {f"p{p}{unit}": self.percentile(p, 0, last) if count else None for p in (50, 95, 99)}
         return {"count": count, **found}
 
-    def cumulative(self, bounds: tuple[float, ...]) -> list[tuple[float, int]]:
-        """How many were ever at most so long, for each of `bounds` (edges of buckets) and for infinity."""
-        sums = list(accumulate(self.ever))
-        return [*((bound, sums[bisect_left(EDGES, bound)]) for bound in bounds), (math.inf, sums[-1])]
-
     def _part(self, first: int, last: int) -> tuple[int, int, bool]:
         """Where in the ring the slots from `first` to `last` lie: within a range of places, or all but those."""
         slots = self._slots
@@ -120,7 +111,6 @@ class Series:
         if not self._counts:
             self._counts = [0] * (slots * len(LOWER))
             self._window = [0] * len(LOWER)
-            self.ever = [0] * len(LOWER)
         for each in range(max(self._last + 1, slot - slots + 1), slot + 1):
             at = each % slots
             if self._sizes[at]:

@@ -8,7 +8,8 @@
     engine      which request gets which answer; the adapters that are loaded
     generation  a request read into what will be said, and with which tokens
     language    the words and log-probabilities, a pure function of the weights' digest
-    chat, completions, responses, messages   vLLM's JSON and events, one file an endpoint
+    chat, completions, responses, messages, embeddings   vLLM's JSON and events, one file an endpoint
+    metrics     vLLM's families for Prometheus, of what was really counted
     playback    an answer sent in its own time, or spoilt by a fault
     settings    the delays, the faults and the counts that tests read
     errors      vLLM's error bodies

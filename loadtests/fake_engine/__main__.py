@@ -36,6 +36,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--max-model-len", type=int, default=4096)
     parser.add_argument("--seed", type=int, default=0, help="another seed is another base model's weights")
     parser.add_argument("--api-key", help="ask for this bearer token under /v1/, as vLLM does")
+    parser.add_argument(
+        "--embedding-size", type=int, default=0, help="numbers of an embedding; 0: it has none (default)"
+    )
     parser.add_argument("--exit-with-stdin", action="store_true", help="stop when standard input closes")
     return parser.parse_args()
 
@@ -49,6 +52,7 @@ async def _serve(options: argparse.Namespace) -> None:
         max_model_len=options.max_model_len,
         seed=options.seed,
         api_key=options.api_key,
+        embedding_size=options.embedding_size,
     )
 
     def connection() -> Connection:

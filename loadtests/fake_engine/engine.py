@@ -9,6 +9,7 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import orjson
@@ -18,10 +19,12 @@ from loadtests.fake_engine.adapters import LoadedAdapters
 from loadtests.fake_engine.chat import ChatReply
 from loadtests.fake_engine.completions import CompletionReply
 from loadtests.fake_engine.control import Control
+from loadtests.fake_engine.embeddings import EmbeddingReply
 from loadtests.fake_engine.errors import Rejected
 from loadtests.fake_engine.generation import Generation, Speech, count_prompt, recite, speak
 from loadtests.fake_engine.language import Weights
 from loadtests.fake_engine.messages import MessageReply
+from loadtests.fake_engine.metrics import Measured, Metrics
 from loadtests.fake_engine.playback import Pace, play, spoil_control
 from loadtests.fake_engine.replies import Reply, random_id
 from loadtests.fake_engine.responses import ResponsesReply
@@ -31,6 +34,9 @@ from loadtests.fake_engine.wire import Connection, Request
 
 VERSION = "0.32.0"
 LOGGED_REQUESTS = 200
+EMBEDDINGS = "/v1/embeddings"
+SILENCE = Speech((), "stop")
+PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 Answering = Coroutine[Any, Any, None] | None
 Route = Callable[[Request, Connection], Answering]
@@ -54,7 +60,9 @@ class Engine:
         max_model_len: int = 4096,
         seed: int = 0,
         api_key: str | None = None,
+        embedding_size: int = 0,
     ) -> None:
+        """`embedding_size`: how many numbers an embedding has; 0: it has no embeddings, as vLLM with a chat model."""
         self._model = model
         self._max_model_len = max_model_len
         self._seed = seed
@@ -63,15 +71,20 @@ class Engine:
         self._slots = AdapterSlots(max_loras)
         self._settings = Settings()
         self.stats = Stats()
+        self.metrics = Metrics(model, max_model_len, self._slots)
         self._log: deque[Request] = deque(maxlen=LOGGED_REQUESTS)
+        self._replies = dict(_REPLIES)
+        if embedding_size:
+            self._replies[EMBEDDINGS] = partial(EmbeddingReply, size=embedding_size)
         self._routes: dict[tuple[str, str], Route] = {
             ("GET", "/health"): lambda _, wire: wire.respond(200, b"", None),
             ("GET", "/version"): lambda _, wire: wire.respond(200, orjson.dumps({"version": VERSION})),
             ("GET", "/v1/models"): lambda _, wire: wire.respond(200, orjson.dumps(self._adapters.cards())),
             ("POST", "/v1/load_lora_adapter"): self._load,
             ("POST", "/v1/unload_lora_adapter"): self._unload,
-            **{("POST", path): self._generate for path in _REPLIES},
-            **Control(self._settings, self.stats, self._log, self._log.clear).routes,
+            ("GET", "/metrics"): lambda _, wire: wire.respond(200, self.metrics.text(), PROMETHEUS_TEXT),
+            **{("POST", path): self._generate for path in self._replies},
+            **Control(self._settings, self.stats, self._log, self._forget).routes,
         }
 
     def handle(self, request: Request, wire: Connection) -> Answering:
@@ -89,7 +102,7 @@ class Engine:
         route = self._routes.get((request.method, request.path))
         if route is None:
             raise Rejected(self._unrouted(request))
-        return route if request.path in _REPLIES else self._spoilt(request, route)
+        return route if request.path in self._replies else self._spoilt(request, route)
 
     def _may_enter(self, request: Request) -> bool:
         guarded = self._api_key is not None and request.path.startswith("/v1/")
@@ -122,7 +135,8 @@ class Engine:
             body = _read_json(request, *prompts.REQUIRED[request.path])
             fault = self._take_fault(request, body.get("model") or self._model)
             plan = self._plan(request, body, wrong=fault is Fault.WRONG_ADAPTER)
-            reply, streams, pace = _REPLIES[request.path](plan), bool(body.get("stream")), self._pace(fault)
+            reply, pace = self._replies[request.path](plan), self._pace(fault)
+            streams = bool(body.get("stream")) and request.path != EMBEDDINGS
             if streams or not pace.instant:
                 return self._answer(wire, plan, reply, streams, pace)
             whole = reply.whole()
@@ -130,8 +144,10 @@ class Engine:
             self.stats.end(Ending.REJECTED)
             raise
         wire.respond(200, whole)
-        self.stats.tokens += plan.completion_tokens
-        self.stats.end(Ending.COMPLETED)
+        measured = self.metrics.begin(plan.prompt_tokens)
+        measured.scheduled()
+        self._count(plan, measured)(len(plan.tokens))
+        self._end(plan, measured, Ending.COMPLETED)
         return None
 
     def _plan(self, request: Request, body: dict[str, Any], *, wrong: bool) -> Generation:
@@ -147,7 +163,7 @@ class Engine:
                 model=model,
                 weights=weights,
                 prompts=asked.prompts,
-                speech=self._speech(model, weights, body, asked),
+                speech=SILENCE if request.path == EMBEDDINGS else self._speech(model, weights, body, asked),
                 id=request.headers.get("x-request-id") or random_id(),
                 seed=self._seed,
                 noise=self._settings.logprob_noise,
@@ -175,23 +191,35 @@ class Engine:
     ) -> None:
         """What takes time. Ends as aborted where the client leaves, which cancels this."""
         ending, slot = Ending.ABORTED, None
+        measured = self.metrics.begin(plan.prompt_tokens)
         try:
             if plan.model != self._model:
                 await self._slots.take(plan.model)
                 slot = plan.model
-            ending = await play(wire, reply, len(plan.tokens), streams, pace, self._count(plan))
+            measured.scheduled()
+            count = self._count(plan, measured)
+            ending = await play(wire, reply, len(plan.tokens), streams, pace, count)
         finally:
             if slot is not None:
                 self._slots.give_back(slot)
-            self.stats.end(ending)
+            self._end(plan, measured, ending)
 
-    def _count(self, plan: Generation) -> Callable[[int], None]:
+    def _count(self, plan: Generation, measured: Measured) -> Callable[[int], None]:
         choices = plan.n * len(plan.prompts)
 
         def count(steps: int) -> None:
             self.stats.tokens += steps * choices
+            measured.say(steps * choices, steps)
 
         return count
+
+    def _end(self, plan: Generation, measured: Measured, ending: Ending) -> None:
+        self.stats.end(ending)
+        measured.end(ending, plan.speech.finish_reason)
+
+    def _forget(self) -> None:
+        self._log.clear()
+        self.metrics.reset()
 
     def _take_fault(self, request: Request, model: str) -> Fault | None:
         self.stats.models[str(model)] += 1

@@ -39,6 +39,7 @@ class FakeEngine:
         max_model_len: int = 4096,
         seed: int = 0,
         api_key: str | None = None,
+        embedding_size: int = 0,
     ) -> None:
         self.model = model
         self.port = port
@@ -46,6 +47,7 @@ class FakeEngine:
         self._options = [
             *("--model", model, "--max-loras", str(max_loras)),
             *("--max-model-len", str(max_model_len), "--seed", str(seed)),
+            *("--embedding-size", str(embedding_size)),
             *(("--api-key", api_key) if api_key else ()),
         ]
         self._process: subprocess.Popen[bytes] | None = None

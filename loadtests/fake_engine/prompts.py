@@ -13,6 +13,7 @@ REQUIRED = {
     "/v1/completions": ("prompt",),
     "/v1/responses": ("input",),
     "/v1/messages": ("model", "messages", "max_tokens"),
+    "/v1/embeddings": ("input",),
 }
 
 
@@ -28,6 +29,8 @@ def read(path: str, body: dict[str, Any]) -> Asked:
     """Raises TypeError, ValueError, KeyError or AttributeError where the body is malformed."""
     if path == "/v1/completions":
         return _completion(body)
+    if path == "/v1/embeddings":
+        return Asked(_several(body["input"], "input"), "", None, "")
     if path == "/v1/responses":
         given = body["input"]
         items = [{"role": "user", "content": given}] if isinstance(given, str) else given
@@ -39,14 +42,19 @@ def read(path: str, body: dict[str, Any]) -> Asked:
 
 
 def _completion(body: dict[str, Any]) -> Asked:
-    given = body["prompt"]
-    many = isinstance(given, list) and (not given or not isinstance(given[0], int))
-    prompts = given if many else [given]
-    if not prompts or not all(isinstance(prompt, str | list) for prompt in prompts):
-        raise ValueError("prompt")
+    prompts = _several(body["prompt"], "prompt")
     last = prompts[-1] if isinstance(prompts[-1], str) else ""
     allowed = body.get("max_tokens")
     return Asked(prompts, last, 16 if allowed is None else max(1, int(allowed)), "max_tokens")
+
+
+def _several(given: Any, param: str) -> list[str | list[int]]:
+    """A text, a list of token ids, or a list of either."""
+    many = isinstance(given, list) and (not given or not isinstance(given[0], int))
+    prompts = given if many else [given]
+    if not prompts or not all(isinstance(prompt, str | list) for prompt in prompts):
+        raise ValueError(param)
+    return list(prompts)
 
 
 def _conversation(messages: list[dict[str, Any]], system: Any, max_tokens: int | None, param: str) -> Asked:

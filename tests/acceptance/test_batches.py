@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from openai.types import Batch
+from openai.types import Batch, CreateEmbeddingResponse
 
 from loadtests.fake_engine.process import FakeEngine
 from tests.conftest import MODEL, Server, engines_config, running, wait_for
@@ -185,6 +185,34 @@ def test_a_batch_whose_lines_all_fail_is_completed_without_an_output_file(client
     for row in rows(client, batch.error_file_id).values():
         assert (row["error"], row["response"]["status_code"]) == (None, 400)
         assert row["response"]["body"]["error"]["code"] == "unsupported_endpoint"
+
+
+def test_embeddings_are_asked_line_by_line_and_each_line_has_its_own(tmp_path: Path) -> None:
+    with (
+        FakeEngine(MODEL, embedding_size=16) as engine,
+        running(tmp_path / "home", engines_config(engine)) as server,
+    ):
+        client, texts = server.client(), {f"text-{n}": f"the {n} words of line {n}" for n in range(25)}
+        lines = [
+            line(id, {"model": MODEL, "input": text, "dimensions": 8}, "/v1/embeddings")
+            for id, text in texts.items()
+        ]
+        batch = done(client, lines, "/v1/embeddings")
+        assert (batch.status, batch.endpoint, counts(batch)) == ("completed", "/v1/embeddings", (25, 25, 0))
+        assert batch.error_file_id is None
+        found = rows(client, batch.output_file_id)
+        assert set(found) == set(texts)
+        tokens = 0
+        for id, text in texts.items():
+            response = found[id]["response"]
+            assert (found[id]["error"], response["status_code"]) == (None, 200)
+            answer = CreateEmbeddingResponse.model_validate(response["body"], strict=True)
+            alone = client.embeddings.create(model=MODEL, input=text, dimensions=8, encoding_format="float")
+            assert answer.model == MODEL
+            assert [row.embedding for row in answer.data] == [row.embedding for row in alone.data]
+            tokens += answer.usage.prompt_tokens
+        assert batch.usage is not None
+        assert (batch.usage.input_tokens, batch.usage.output_tokens) == (tokens, 0)
 
 
 def test_one_bad_request_of_many_costs_the_others_nothing(client: openai.OpenAI) -> None:

@@ -170,9 +170,9 @@ def test_classes_are_measured_apart(engine: FakeEngine, tmp_path: Path) -> None:
     assert found["classes"]["batch"]["begun"] == 3
     assert found["classes"]["interactive"]["routes"][MODEL]["ttft"]["count"] == 1
     assert found["headroom"] > 0
-    assert 'burnish_requests_total{class="batch"} 3.0' in metrics
-    line = f'burnish_time_to_first_token_seconds_count{{class="interactive",route="{MODEL}"}} 1.0'
-    assert line in metrics
+    labels = f'route="{MODEL}",variant="{MODEL}"'
+    assert f'burnish_requests_total{{class="batch",ending="complete",{labels}}} 3.0' in metrics
+    assert f'burnish_time_to_first_token_seconds_count{{class="interactive",{labels}}} 1.0' in metrics
     assert f'burnish_places_limit{{base_model="{MODEL}",class="interactive"}} {PLACES}.0' in metrics
 
 

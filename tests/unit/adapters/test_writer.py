@@ -194,3 +194,16 @@ def test_a_database_that_is_away_fails_a_group_at_once(tmp_path: Path) -> None:
         assert isinstance(put.exception(10), NotRecorded)
     assert writer.failing
     writer.close()
+
+
+def test_commits_are_timed_and_what_waits_is_counted(db: Database, writer: Writer) -> None:
+    held = Held(writer)
+    before = writer.commit_seconds.count
+    waiters = [writer.put(completion(f"c{number}")) for number in range(3)]
+    assert writer.waiting == 3
+    held.let_go()
+    for waiter in waiters:
+        waiter.result(10)
+    assert writer.waiting == 0
+    assert writer.commit_seconds.count == before + 2, "the one that was held, and one for all that waited"
+    assert writer.commit_seconds.total > 0

@@ -300,7 +300,7 @@ def test_the_cli_waits_for_a_removal_that_requests_hold_up(gateway: Gateway) -> 
     ref = gateway.add("slow")
     gateway.engine.set(itl_seconds=0.1)
     try:
-        body = {"model": ref, "prompt": "Hello", "max_tokens": 40, "stream": True, "ignore_eos": True}
+        body = {"model": ref, "prompt": "Hello", "max_tokens": 120, "stream": True, "ignore_eos": True}
         with gateway.http.stream("POST", "/v1/completions", json=body, timeout=60) as answer:
             pieces = answer.iter_bytes()
             next(pieces)

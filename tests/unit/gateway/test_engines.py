@@ -146,3 +146,26 @@ async def test_a_lost_adapter_takes_the_engine_out_until_it_is_back() -> None:
     assert engine.state is EngineState.SYNCING
     assert group.pick(BASE, b"x") is None
     assert group.could(BASE)
+
+
+async def test_every_ejection_counts_though_the_wait_begins_anew() -> None:
+    group = await engines(1)
+    (engine,) = group.all
+    group.eject(engine, "away")
+    engine.eject_until = -1e9
+    group.up(engine)
+    group.succeeded(engine)
+    assert (engine.ejections, engine.ejected) == (0, 1)
+    group.eject(engine, "away")
+    assert (engine.ejections, engine.ejected) == (1, 2)
+
+
+async def test_an_engine_knows_whose_requests_it_has() -> None:
+    group = await engines(1)
+    (engine,) = group.all
+    for target in (BASE, ADAPTER, ADAPTER):
+        group.begin(engine, target)
+    assert engine.by_target == {("base", "base"): 1, ("base", "support"): 2}
+    for target in (BASE, ADAPTER):
+        group.end(engine, target)
+    assert engine.by_target == {("base", "support"): 1}

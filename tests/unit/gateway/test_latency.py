@@ -301,6 +301,37 @@ def test_histograms_only_ever_count_up(bench: Bench) -> None:
     assert (by_bound[0.025], by_bound[0.075], by_bound[math.inf]) == (0, 2, 2)
 
 
+def test_what_was_measured_is_told_by_the_variant_that_answered(bench: Bench) -> None:
+    timing = bench.latencies.begin("chat", INTERACTIVE, variant="support@2")
+    bench.wait(0.5)
+    timing.piece()
+    timing.end()
+    timing = bench.latencies.begin("chat", INTERACTIVE, variant="support@2")
+    bench.wait(0.1)
+    timing.turn_to("support@1")  # the control answers in its stead
+    for _ in range(3):
+        bench.wait(0.1)
+        timing.piece()
+    timing.end()
+    told = {(h.kind, h.variant): (h.count, h.sum_seconds) for h in bench.latencies.histograms()}
+    assert told == {
+        ("ttft", "support@2"): (1, pytest.approx(0.5)),
+        ("ttft", "support@1"): (1, pytest.approx(0.2)),
+        ("itl", "support@1"): (2, pytest.approx(0.2)),
+    }
+    assert bench.latencies.report()["classes"]["interactive"]["routes"]["chat"]["ttft"]["count"] == 2
+
+
+def test_who_is_under_way_is_told_by_class_and_route(bench: Bench) -> None:
+    first, second = bench.begin(), bench.begin()
+    bench.begin("support", BATCH)
+    first.end()
+    first.end()
+    assert bench.latencies.in_flight() == {(INTERACTIVE, "chat"): 1, (BATCH, "support"): 1}
+    second.end()
+    assert bench.latencies.in_flight()[INTERACTIVE, "chat"] == 0
+
+
 def test_a_name_that_nobody_asks_for_is_dropped_after_an_hour_but_its_class_still_counts(
     bench: Bench,
 ) -> None:

@@ -55,15 +55,12 @@ def test_only_the_asked_slots_of_the_window_count(
     assert series.report(last, "")["count"] == len(in_window)
 
 
-@given(samples=st.lists(SAMPLES | st.sampled_from([*TTFT_BOUNDS, *ITL_BOUNDS]), min_size=1, max_size=100))
-def test_what_prometheus_is_told_is_exact_and_outlives_the_window(samples: list[float]) -> None:
+@given(sample=SAMPLES | st.sampled_from([*TTFT_BOUNDS, *ITL_BOUNDS]))
+def test_the_window_agrees_with_what_prometheus_is_told_on_what_is_above_a_bound(sample: float) -> None:
     series = Series(SLOTS, 1.0)
-    for number, sample in enumerate(samples):
-        series.add(sample, float(number))
-    for bounds in (TTFT_BOUNDS, ITL_BOUNDS):
-        told = series.cumulative(bounds)
-        assert told == [(b, sum(s <= b for s in samples)) for b in (*bounds, math.inf)]
-    assert series.total == pytest.approx(sum(samples))
+    series.add(sample, 0.5)
+    for bound in (*TTFT_BOUNDS, *ITL_BOUNDS):
+        assert (series.percentile(95, 0, 0) > bound) == (sample > bound)
 
 
 @given(
@@ -95,4 +92,4 @@ def test_the_ends_of_the_scale_hold_everything(extreme: float) -> None:
     series = Series(SLOTS, 1.0)
     series.add(extreme, 0.0)
     assert series.percentile(95, 0, 0) > 0
-    assert series.cumulative(TTFT_BOUNDS)[-1] == (math.inf, 1)
+    assert series.report(0, "")["count"] == 1

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib.util
 import json
+import math
+import operator
+import re
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -21,6 +26,8 @@ import pytest
 
 from loadtests.fake_engine.language import OWN_TOKENS
 from loadtests.fake_engine.process import FakeEngine
+from tests.conftest import wait_for
+from tests.scraped import Page
 
 BASE = "smollm2-135m-instruct"
 SUPPORT, LEGAL = "support@1.0a1b2c3d4e5f", "legal@2.f5e4d3c2b1a0"
@@ -61,6 +68,16 @@ def adapter(tmp_path: Path) -> AdapterDirectory:
 @pytest.fixture
 def client(engine: FakeEngine) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{engine.url}/v1", api_key="none", max_retries=0, timeout=10.0) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Iterator[openai.OpenAI]:
+    """A client of an engine with embeddings."""
+    with (
+        FakeEngine(BASE, embedding_size=32) as engine,
+        openai.OpenAI(base_url=f"{engine.url}/v1", api_key="none", max_retries=0, timeout=10.0) as made,
+    ):
         yield made
 
 
@@ -228,6 +245,39 @@ class TestAnswers:
     def test_it_has_no_embeddings_as_a_generate_model_has_none(self, engine: FakeEngine) -> None:
         response = engine.client.post("/v1/embeddings", json={"model": BASE, "input": "x"})
         assert (response.status_code, response.json()) == (404, {"detail": "Not Found"})
+
+    def test_embeddings_through_the_openai_client(self, embedder: openai.OpenAI) -> None:
+        words = ["the cat sat on the mat", "the cat sat on a mat", "quarterly revenue grew by nine percent"]
+        answer = embedder.embeddings.create(model=BASE, input=words)
+        vectors = [row.embedding for row in answer.data]
+        assert [row.index for row in answer.data] == [0, 1, 2]
+        assert (answer.object, answer.model, answer.usage.prompt_tokens) == ("list", BASE, 6 + 6 + 6)
+        assert answer.usage.total_tokens == answer.usage.prompt_tokens
+        assert all(len(one) == 32 and math.hypot(*one) == pytest.approx(1, abs=1e-6) for one in vectors)
+        again = embedder.embeddings.create(model=BASE, input=words[0], encoding_format="float")
+        assert again.data[0].embedding == pytest.approx(vectors[0], abs=1e-6), (
+            "base64 and numbers are the same"
+        )
+        near, far = (sum(map(operator.mul, vectors[0], other)) for other in vectors[1:])
+        assert near > far, "texts with words in common are near each other"
+
+    def test_embeddings_are_shortened_on_demand_and_not_made_longer(self, embedder: openai.OpenAI) -> None:
+        whole = embedder.embeddings.create(model=BASE, input="a text").data[0].embedding
+        short = embedder.embeddings.create(model=BASE, input="a text", dimensions=8).data[0].embedding
+        length = math.hypot(*whole[:8])
+        assert short == pytest.approx([value / length for value in whole[:8]], abs=1e-6)
+        with pytest.raises(
+            openai.BadRequestError, match=r"only supports dimensions in range \[1, 32\], got 33"
+        ):
+            embedder.embeddings.create(model=BASE, input="a text", dimensions=33)
+
+    def test_embeddings_of_an_unknown_model_are_vllms_404(self, embedder: openai.OpenAI) -> None:
+        with pytest.raises(openai.NotFoundError, match="The model `nobody` does not exist"):
+            embedder.embeddings.create(model="nobody", input="a text")
+
+    def test_embeddings_in_a_form_that_there_is_not_are_refused(self, embedder: openai.OpenAI) -> None:
+        with pytest.raises(openai.BadRequestError, match="'float' or 'base64'"):
+            embedder.embeddings.create(model=BASE, input="a text", extra_body={"encoding_format": "morse"})
 
     def test_health_and_version(self, engine: FakeEngine) -> None:
         assert engine.client.get("/health").content == b""
@@ -846,3 +896,73 @@ class TestAgainstVllm:
             for event in events(received)[:-1]:
                 self.strict(model, json.loads(event))
                 assert model.model_validate_json(event).model_dump_json(exclude_unset=True).encode() == event
+
+
+class TestMetrics:
+    """GET /metrics, under vLLM's names."""
+
+    def page(self, engine: FakeEngine) -> Page:
+        answer = engine.client.get("/metrics").raise_for_status()
+        assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+        return Page(answer.text)
+
+    def test_tokens_and_endings_are_those_of_the_answers(self, engine: FakeEngine) -> None:
+        whole = engine.client.post(CHAT, json={"model": BASE, **HELLO, "max_tokens": 5}).json()["usage"]
+        engine.set(tokens=3)
+        raw_stream(engine, max_tokens=9)
+        page = self.page(engine)
+        assert page["vllm:generation_tokens_total", {"model_name": BASE, "engine": "0"}] == 5 + 3
+        assert page["vllm:prompt_tokens_total"] == 2 * whole["prompt_tokens"]
+        assert page["vllm:request_success_total", {"finished_reason": "length"}] == 1
+        assert page["vllm:request_success_total", {"finished_reason": "stop"}] == 1
+        assert page["vllm:time_to_first_token_seconds_count"] == 2
+        assert page["vllm:inter_token_latency_seconds_count"] == (5 - 1) + (3 - 1)
+        assert page["vllm:request_generation_tokens_sum"] == 5 + 3
+        assert page["vllm:num_requests_running"] == 0
+        assert page["vllm:kv_cache_usage_perc"] == 0
+
+    def test_what_takes_time_is_in_its_bucket(self, engine: FakeEngine) -> None:
+        engine.set(ttft_seconds=0.3, itl_seconds=0.06, tokens=4)
+        raw_stream(engine)
+        page = self.page(engine)
+        assert page["vllm:time_to_first_token_seconds_bucket", {"le": "0.25"}] == 0
+        assert page["vllm:time_to_first_token_seconds_sum"] >= 0.3
+        assert page["vllm:inter_token_latency_seconds_bucket", {"le": "0.05"}] == 0
+        assert page["vllm:inter_token_latency_seconds_sum"] >= 3 * 0.06
+
+    def test_who_waits_for_an_adapters_slot_is_waiting(self, adapter: AdapterDirectory) -> None:
+        with FakeEngine(BASE, max_loras=1) as engine:
+            engine.load(SUPPORT, adapter("one"))
+            engine.load(LEGAL, adapter("two"))
+            engine.set(fault="hang_mid_stream", fault_after=2)
+            with ThreadPoolExecutor(2) as pool:
+                streams = [pool.submit(read_until_broken, engine, 1.5, model=SUPPORT)]
+                wait_for(lambda: self.page(engine)["vllm:generation_tokens_total"])
+                streams.append(pool.submit(read_until_broken, engine, 1.5, model=LEGAL))
+                wait_for(lambda: self.page(engine)["vllm:num_requests_waiting"])
+                page = self.page(engine)
+                assert page["vllm:num_requests_running"] == 1
+                assert page["vllm:num_requests_waiting_by_reason", {"reason": "deferred"}] == 1
+                named = {"running_lora_adapters": SUPPORT, "waiting_lora_adapters": LEGAL, "max_lora": "1"}
+                assert page["vllm:lora_requests_info", named] > 0
+                assert page["vllm:kv_cache_usage_perc"] > 0
+                assert all(stream.result()[1] is not None for stream in streams)
+            wait_for(
+                lambda: self.page(engine)["vllm:request_success_total", {"finished_reason": "abort"}] == 2
+            )
+            assert self.page(engine)["vllm:num_requests_waiting"] == 0
+
+    def test_a_reset_begins_anew(self, engine: FakeEngine) -> None:
+        say(engine)
+        assert self.page(engine)["vllm:generation_tokens_total"] > 0
+        engine.reset()
+        assert self.page(engine)["vllm:generation_tokens_total"] == 0
+
+    def test_its_names_are_names_that_vllm_has(self, engine: FakeEngine) -> None:
+        """Against vLLM's own source, where it is installed."""
+        found = importlib.util.find_spec("vllm")
+        if found is None or found.origin is None:
+            pytest.skip("vLLM is not installed")
+        source = (Path(found.origin).parent / "v1/metrics/loggers.py").read_text()
+        named = set(re.findall(r'name="(vllm:\w+)"', source))
+        assert self.page(engine).families <= named
