@@ -90,6 +90,8 @@ async def create_feedback(
     work = partial(_give, draft=draft, caller=caller, idempotency_key=idempotency_key)
     feedback, made = await runtime.writer.submit_soon(work)
     response.status_code = 201 if made else 200
+    if made and runtime.generations is not None:
+        runtime.generations.judged(feedback, is_boolean=isinstance(draft.value, bool))
     return feedback_shape(feedback)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import time
 from collections.abc import Coroutine, Mapping
@@ -16,6 +17,7 @@ from typing import Any
 from adapters.artifacts import ArtifactStore
 from adapters.base_weights import base_digest
 from adapters.batches import Batches
+from adapters.buckets import Buckets
 from adapters.completions import Completions
 from adapters.database import Database
 from adapters.experiments import Experiments
@@ -24,30 +26,40 @@ from adapters.files import Files
 from adapters.jobs import Jobs
 from adapters.keys import Keys, Quota
 from adapters.looks import Looks
-from adapters.placements import Placements
+from adapters.placements import SILENT_SECONDS, Placements
 from adapters.registry import Registry, withdraw_orphans
 from adapters.responses import ResponseStore
 from adapters.routes import Routes
 from adapters.settings import Settings
+from adapters.standings import Standing, Standings
 from adapters.triggers import due_by_time, maybe_enqueue
 from adapters.uploads import Uploads
 from adapters.writer import Writer
 from gateway import routing
 from gateway.admission import Admission
+from gateway.answer_tally import AnswerTally
 from gateway.batch_runner import BatchRunner
 from gateway.batch_work import Parts
 from gateway.control import Control, engine_key
 from gateway.conversations import Conversations
+from gateway.cost import COUNT_SECONDS, Costs
 from gateway.engines import Engine, Engines
+from gateway.generations import Generations
+from gateway.gpus import GPU_SECONDS, Gpu, Gpus
 from gateway.health import Watch
 from gateway.inference import Inference
+from gateway.labels import Labels
 from gateway.latency import Latencies
 from gateway.orders import Orders
 from gateway.quotas import Quotas
+from gateway.readings import Reading
 from gateway.reconcile import Reconciler
 from gateway.recorder import Recorder
 from gateway.shadow import Shadows
 from gateway.supervisor import SupervisedEngine
+from gateway.tally import Tally
+from gateway.trace_context import pass_on
+from gateway.tracing import Traces
 from gateway.upstream import Pool
 from gateway.validation import Validation
 
@@ -61,6 +73,8 @@ HEADROOM_SECONDS, HEADROOM_STEP = 0.2, 0.05
 """How often headroom is looked at, and how far it must have moved to be put on record before the next heartbeat."""
 
 TICK_SECONDS = 0.1
+LAG_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
 PURGE_SECONDS = 3600.0
 TRIGGER_SECONDS = 5.0
 LOOK_SECONDS = 0.5
@@ -85,7 +99,19 @@ class Runtime:
         self.responses = ResponseStore(db)
         self.completions = Completions(db)
         self.writer = Writer(db, settings.recording.max_queue)
-        self.recorder = Recorder(self.writer, settings.recording)
+        self.labels = Labels(settings.metrics.max_series)
+        self.tally = Tally(self.labels)
+        self.answer_tally = AnswerTally(self.labels)
+        self.loop_lag = Buckets(LAG_BOUNDS)
+        standings = Standings(db)
+        self.standings: Reading[Standing] = Reading(
+            "records", lambda: standings.read(time.time()), settings.metrics.records_seconds
+        )
+        self.gpus: Reading[tuple[Gpu, ...]] = Reading("GPUs", Gpus().read, GPU_SECONDS)
+        self.traces = _traces(settings, self.id)
+        self.generations = Generations(settings.langfuse, os.environ) if settings.langfuse.enabled else None
+        told = (self.generations.recorded,) if self.generations is not None else ()
+        self.recorder = Recorder(self.writer, settings.recording, listeners=(self.answer_tally.made, *told))
         self.feedback = FeedbackStore(db)
         self.files = Files(db, settings.file_root)
         self.uploads = Uploads(db, self.files)
@@ -96,6 +122,7 @@ class Runtime:
         self._stale = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self.engines, self._controls = self._connect(processes)
+        self.costs = Costs(settings, self.engines, self.labels)
         self._reconciler = Reconciler(
             self.engines,
             self._controls,
@@ -107,7 +134,7 @@ class Runtime:
             settings.health,
         )
         self.shadows = Shadows(self.engines, self.writer, settings.health)
-        self.latencies = Latencies(settings.targets)
+        self.latencies = Latencies(settings.targets, labels=self.labels)
         self.admission = Admission(settings, self.engines, self.latencies)
         self.inference = Inference(
             settings,
@@ -119,6 +146,8 @@ class Runtime:
             self.latencies,
             Quotas(Quota(**settings.key_limits.model_dump())),
             self.admission,
+            observers=(self.tally.ended, *((self.traces.ended,) if self.traces is not None else ())),
+            begin_trace=self.traces.begin if self.traces is not None else pass_on,
         )
         self.batches = Batches(db)
         parts = Parts(
@@ -141,10 +170,16 @@ class Runtime:
         self._spawn(self.validation.run(), "validation")
         self._spawn(self.batch_runner.run(), "batches")
         self._spawn(self._tick(), "admission")
+        self._spawn(self._count_costs(), "costs")
         for engine in self.engines.all:
             watch = Watch(engine, self._controls[engine], self.engines, self.settings.health)
             self._spawn(watch.run(), f"watch {engine.name}")
             self._spawn(self._reconciler.run(engine), f"reconcile {engine.name}")
+
+    @property
+    def controls(self) -> Mapping[Engine, Control]:
+        """The control plane of each engine."""
+        return self._controls
 
     async def stop(self) -> None:
         """Ends every loop and connection. The server has drained by now."""
@@ -156,6 +191,8 @@ class Runtime:
             engine.pool.close()
             await self._controls[engine].close()
         await asyncio.to_thread(self.writer.close)
+        outboxes = [outbox for outbox in (self.traces, self.generations) if outbox is not None]
+        await asyncio.gather(*(asyncio.to_thread(outbox.close) for outbox in outboxes))
         await asyncio.to_thread(self.placements.leave, self.id)
 
     async def catch_up(self) -> None:
@@ -203,10 +240,17 @@ class Runtime:
                 pass
 
     async def _tick(self) -> None:
-        """Fits what batches may do to the latency that people have."""
+        """Fits what batches may do to the latency that people have, and sees how late it comes to it."""
         while True:
+            due = time.monotonic() + TICK_SECONDS
             await asyncio.sleep(TICK_SECONDS)
+            self.loop_lag.add(max(0.0, time.monotonic() - due))
             self.admission.tick()
+
+    async def _count_costs(self) -> None:
+        while True:
+            await asyncio.sleep(COUNT_SECONDS)
+            self.costs.count()
 
     async def _beat(self, url: str) -> None:
         """A sign of life, and the headroom on record: at once where it has moved, for whoever gives way by it."""
@@ -219,6 +263,8 @@ class Runtime:
                     await asyncio.to_thread(self.placements.heartbeat, self.id, url, headroom=headroom)
                     peers = await asyncio.to_thread(self.placements.headroom, beside=self.id)
                     self.admission.peers_headroom = 1.0 if peers is None else peers
+                    alive = await asyncio.to_thread(self.placements.live_gateways, SILENT_SECONDS)
+                    self.costs.gateways = len(alive)
                 except Exception:
                     log.exception("heartbeat_failed")
             await asyncio.sleep(HEADROOM_SECONDS)
@@ -283,6 +329,13 @@ class Runtime:
         task = asyncio.create_task(loop, name=name)
         task.add_done_callback(_report)
         self._tasks.append(task)
+
+
+def _traces(settings: Settings, instance: str) -> Traces | None:
+    """None: there is nowhere to send them."""
+    if settings.tracing.endpoint is None:
+        return None
+    return Traces(settings, instance=instance, environ=os.environ)
 
 
 def _report(task: asyncio.Task[None]) -> None:

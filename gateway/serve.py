@@ -31,6 +31,8 @@ from adapters.database import Database
 from adapters.errors import SettingsError
 from adapters.keys import Keys
 from adapters.settings import Settings
+from adapters.spans import headers_of
+from gateway import generations
 from gateway.app import create_app
 from gateway.runtime import Runtime
 from gateway.supervisor import SupervisedEngine, SupervisedProcess
@@ -47,6 +49,7 @@ READY_POLL_SECONDS = 0.25
 def serve(settings: Settings) -> int:
     """Runs until SIGINT or SIGTERM; the process's exit status. Raises SettingsError for what a person must mend."""
     _log_to_stderr(settings)
+    _refuse_untold(settings)
     with _listen(settings) as listener:
         db = open_database(settings)
         try:
@@ -244,6 +247,14 @@ def _refuse_open_door(settings: Settings, keys: Keys) -> None:
         f"refusing to listen on {settings.host} without keys: everybody who reaches it could use it; "
         "make one first: burnish keys create --name NAME --scope inference"
     )
+
+
+def _refuse_untold(settings: Settings) -> None:
+    """What traces and Langfuse need is looked for before anything is started."""
+    if settings.tracing.endpoint is not None:
+        headers_of(settings.tracing, os.environ)
+    if settings.langfuse.enabled:
+        generations.check(settings.langfuse, os.environ)
 
 
 def is_loopback(host: str) -> bool:
