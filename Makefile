@@ -1,6 +1,7 @@
 # make serve   everything from nothing: environment, weights, engine, gateway
 # make test    all tests;  make test-fast leaves out those that take minutes (a real vLLM, runs that are killed)
 # make check   what CI runs: format, lint, types, tests
+# make dashboards   writes dashboards/built, what Grafana loads, from the code beside it
 # make simulate   how often the statistics of experiments err, how soon they see: some minutes
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +12,7 @@ STAMP := $(VENV)/.installed-$(BURNISH_ENGINE)
 CLIENTS := .venv-clients
 PIP := -m pip install --no-deps --disable-pip-version-check --quiet
 
-.PHONY: serve test test-fast check simulate lint install clients-venv lock clean
+.PHONY: serve test test-fast check dashboards simulate lint install clients-venv lock clean
 
 serve: $(STAMP)
 	@exec $(BIN)/burnish serve
@@ -25,9 +26,12 @@ test-fast: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy adapters gateway trainer loadtests
+	$(BIN)/mypy adapters gateway trainer loadtests dashboards
 
 check: lint test
+
+dashboards: $(STAMP)
+	$(BIN)/python -m dashboards
 
 simulate: $(STAMP)
 	$(BIN)/python -m tests.simulations
