@@ -16,7 +16,19 @@ from typing import Annotated
 import typer
 
 from adapters.errors import BurnishError, SettingsError
-from gateway.cli import adapters, batches, experiments, feedback, forget, jobs, keys, routes, server, train
+from gateway.cli import (
+    adapters,
+    batches,
+    experiments,
+    feedback,
+    forget,
+    jobs,
+    keys,
+    loadtest,
+    routes,
+    server,
+    train,
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -36,6 +48,7 @@ app.command("train")(train.train)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(batches.app, name="batches")
 app.add_typer(keys.app, name="keys")
+app.command("loadtest")(loadtest.loadtest)
 app.command("engines")(server.engines)
 app.command("settings")(server.settings)
 

@@ -28,14 +28,13 @@ Without both targets they are 1.5 times what the trace has alone, also measured 
 started with them, since its priorities act by them. Everything is measured in turn, round by round, with one server at
 a time; the cells are medians of the rounds, with the least and the most.
 
-    trace        the requests: when they come, what they ask (pure)
-    stream       the client: sends them in time and takes the times of what comes back
     background   a batch and a training run, over HTTP
-    servers      `burnish serve` and its engine as processes
     scenarios    who runs beside whom, and the calibration
-    results      what a run has measured, as JSON; the machine
-    table        percentiles, shares, medians, Markdown (pure)
+    results      what a run has measured, as JSON
+    table        shares, medians, Markdown (pure)
     __main__     the command line and the rounds
+
+The requests are of `loadtests.workload`, the client is `loadtests.stream`, the processes are of `loadtests.servers`.
 
 Speaks HTTP to Burnish, and knows nothing of what is inside it.
 """

@@ -17,11 +17,12 @@ from typing import Any
 import httpx
 import uvloop
 
-from loadtests.coserving.results import Results, machine
+from loadtests.coserving.results import Results
 from loadtests.coserving.scenarios import SCENARIOS, Plan, Scenario, Stage, alone, capacity, targets_of
-from loadtests.coserving.servers import System, Targets, serving
 from loadtests.coserving.table import table
-from loadtests.coserving.trace import Lengths, crowd, trace
+from loadtests.machine import machine
+from loadtests.servers import System, Targets, serving
+from loadtests.workload import Lengths, crowd, trace
 
 LINES_OVER = 2
 """Lines of a batch, as a multiple of what the engine would answer at its saturation in the time."""

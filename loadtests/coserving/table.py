@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from loadtests.coserving.results import Measured, Results
-from loadtests.coserving.servers import Targets
-from loadtests.coserving.stream import Answer
+from loadtests.percentiles import Percentiles, percentile
+from loadtests.servers import Targets
+from loadtests.stream import Answer
 
 LATE_SECONDS = 0.01
 """A client that sends later than this (p99) is told of: it shares the machine with what it measures."""
@@ -33,18 +34,6 @@ HEAD = (
 
 
 @dataclass(frozen=True, slots=True)
-class Percentiles:
-    p50: float
-    p95: float
-    p99: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Percentiles:
-        ordered = sorted(values)  # once: sorting what is sorted costs little
-        return cls(*(percentile(ordered, share) for share in (0.5, 0.95, 0.99)))
-
-
-@dataclass(frozen=True, slots=True)
 class Summary:
     """The interactive requests of one scenario in one round."""
 
@@ -60,16 +49,6 @@ class Summary:
         errors = sum(answer.error is not None for answer in answers)
         in_target = sum(is_in_target(answer, targets) for answer in answers)
         return cls(len(answers), errors, *latencies(answers), in_target / len(answers))
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The least value that at least this share of the values do not exceed (nearest rank); NaN of none.
-
-    It is one of the values, so that infinity may be among them.
-    """
-    if not values:
-        return math.nan
-    return sorted(values)[max(0, math.ceil(share * len(values) - 1e-9) - 1)]
 
 
 def latencies(answers: Sequence[Answer]) -> tuple[Percentiles, Percentiles]:

@@ -1,4 +1,4 @@
-"""The co-serving benchmark: its trace, its client against a fake engine, its numbers, and the command, very short."""
+"""The co-serving benchmark: its client against a fake engine, its numbers, and the command, very short."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,11 +19,12 @@ from adapters.settings import load_settings
 from loadtests.coserving.background import tokens_a_step
 from loadtests.coserving.results import Measured, Results, Work
 from loadtests.coserving.scenarios import SCENARIOS, targets_of
-from loadtests.coserving.servers import System, Targets, settings_text
-from loadtests.coserving.stream import Answer, play, saturate
-from loadtests.coserving.table import is_in_target, latencies, percentile, table
-from loadtests.coserving.trace import Ask, Lengths, body, crowd, trace
+from loadtests.coserving.table import is_in_target, latencies, table
 from loadtests.fake_engine.process import FakeEngine
+from loadtests.percentiles import percentile
+from loadtests.servers import System, Targets, settings_text
+from loadtests.stream import Answer, play, saturate
+from loadtests.workload import Ask, Lengths, body, crowd, trace
 from tests.unit.trainer.tiny import write_weights
 
 SOURCE = Path(__file__).resolve().parents[3]
@@ -41,55 +41,7 @@ def body_of(ask: Ask, number: int) -> dict[str, object]:
     return body(ask, MODEL, f"{number:03d}", streams=True)
 
 
-# -- the trace -------------------------------------------------------------------------------------
-def test_the_same_seed_is_the_same_trace_and_another_is_not() -> None:
-    made = trace(1, 60, 3, Lengths())
-    assert made == trace(1, 60, 3, Lengths())
-    assert made != trace(2, 60, 3, Lengths())
-
-
-def test_arrivals_come_at_the_rate_within_the_time_and_in_order() -> None:
-    times = [ask.at_seconds for ask in trace(1, 1000, 3, Lengths())]
-    assert times == sorted(times)
-    assert 0 < times[0] <= times[-1] < 1000
-    assert len(times) == pytest.approx(3000, abs=4 * math.sqrt(3000))
-
-
-def test_another_rate_asks_the_same_at_other_times() -> None:
-    slow, fast = trace(1, 60, 1, Lengths()), trace(1, 60, 4, Lengths())
-    assert [ask.prompt for ask in slow] == [ask.prompt for ask in fast][: len(slow)]
-    assert [ask.at_seconds for ask in slow] != [ask.at_seconds for ask in fast][: len(slow)]
-
-
-def test_lengths_have_their_medians_and_their_bounds() -> None:
-    asks = crowd(1, 2000, Lengths(64, 32, most_prompt_tokens=200, most_answer_tokens=60))
-    words = sorted(len(ask.prompt.split()) for ask in asks)
-    answers = sorted(ask.answer_tokens for ask in asks)
-    assert words[1000] == pytest.approx(64, rel=0.1)
-    assert answers[1000] == pytest.approx(32, rel=0.1)
-    assert (words[-1], answers[-1]) == (200, 60)
-
-
-def test_another_mark_is_another_prompt_from_its_first_word_on() -> None:
-    (ask,) = crowd(1, 1, Lengths())
-    first, second = (body(ask, MODEL, mark, streams=True)["messages"][0]["content"] for mark in ("a1", "b1"))
-    assert first.split()[0] != second.split()[0]
-    assert first.split()[1:] == second.split()[1:]
-
-
 # -- the client ------------------------------------------------------------------------------------
-@pytest.fixture(scope="module")
-def module_engine() -> Iterator[FakeEngine]:
-    with FakeEngine(MODEL) as fake:
-        yield fake
-
-
-@pytest.fixture
-def engine(module_engine: FakeEngine) -> FakeEngine:
-    module_engine.reset()
-    return module_engine
-
-
 def played(engine: FakeEngine, asks: list[Ask]) -> list[Answer]:
     return asyncio.run(play(engine.url, asks, body_of, time.monotonic() + 0.1))
 

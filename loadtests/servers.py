@@ -1,4 +1,4 @@
-"""The system under test: `burnish serve` on an engine, with a fresh home, ended whatever happens.
+"""The system under load: `burnish serve` on an engine, with a fresh home, ended whatever happens.
 
 Knows its settings by name, and nothing of what is measured.
 """
@@ -58,8 +58,11 @@ class System:
 
 
 @contextlib.contextmanager
-def serving(system: System, targets: Targets | None, *, priority: bool) -> Iterator[str]:
-    """The URL of a server, up for as long as the block runs. None: the targets that Burnish has by default.
+def serving(
+    system: System, targets: Targets | None, *, priority: bool, log: Path | None = None
+) -> Iterator[str]:
+    """The URL of a server, up for as long as the block runs. `targets` None: those that Burnish has by default. `log`: a
+    file that what it says goes to; else it goes with its home.
 
     Raises RuntimeError with the end of its log where it does not come up.
     """
@@ -69,12 +72,12 @@ def serving(system: System, targets: Targets | None, *, priority: bool) -> Itera
             engine = stack.enter_context(FakeEngine(system.model))
             engine.set(ttft_seconds=FAKE_TTFT_SECONDS, itl_seconds=FAKE_ITL_SECONDS)
             url = engine.url
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="burnish-coserving-")), "home")
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="burnish-load-")), "home")
         home.mkdir()
         system.weights.mkdir(parents=True, exist_ok=True)
         (home / "weights").symlink_to(system.weights.absolute())
         (home / "burnish.toml").write_text(settings_text(system, url, targets, priority=priority))
-        yield stack.enter_context(_burnish(home))
+        yield stack.enter_context(_burnish(home, log or home / "serve.log"))
 
 
 def settings_text(system: System, engine_url: str, targets: Targets | None, *, priority: bool) -> str:
@@ -103,15 +106,15 @@ def _table(head: str, values: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _burnish(home: Path) -> Iterator[str]:
-    port = _free_port()
+def _burnish(home: Path, log_file: Path) -> Iterator[str]:
+    port = free_port()
     places = {
         "BURNISH_HOME": str(home),
         "BURNISH_CONFIG": str(home / "burnish.toml"),
         "BURNISH_PORT": str(port),
     }
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("BURNISH_")}
-    with (home / "serve.log").open("ab") as log:
+    with log_file.open("ab") as log:
         # In a session of its own: Ctrl-C reaches us alone, and the server is asked to stop once, by us. Asked twice,
         # it would not wait for anything.
         process = subprocess.Popen(
@@ -124,7 +127,7 @@ def _burnish(home: Path) -> Iterator[str]:
         )
     try:
         url = f"http://127.0.0.1:{port}"
-        _wait_until_up(url, process, home)
+        _wait_until_up(url, process, log_file)
         yield url
     finally:
         _stop(process)
@@ -140,20 +143,20 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _wait_until_up(url: str, process: subprocess.Popen[bytes], home: Path) -> None:
+def _wait_until_up(url: str, process: subprocess.Popen[bytes], log_file: Path) -> None:
     until = time.monotonic() + START_SECONDS
     while time.monotonic() < until and process.poll() is None:
         with contextlib.suppress(httpx.TransportError):
             if httpx.get(f"{url}/healthz", timeout=5, trust_env=False).status_code == 200:
                 return
         time.sleep(0.2)
-    told = (home / "serve.log").read_text(errors="replace")[-LOG_CHARS:]
+    told = log_file.read_text(errors="replace")[-LOG_CHARS:]
     raise RuntimeError(
         f"burnish serve did not come up (exit status {process.poll()}); its log ends with\n{told}"
     )
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
     return port

@@ -1,12 +1,13 @@
-"""The client: sends streamed chat requests at their times, and takes the times of what comes back.
+"""A client for load: sends streamed chat requests, in an open or a closed loop, and takes the times of what comes back.
 
 Each request has a connection of its own, straight on the socket and an HTTP parser, so that the client costs little
-of the machine that is measured. Knows neither scenarios nor servers.
+of the machine that is measured. Knows neither what is measured with it nor servers.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,18 @@ from typing import Any
 import httptools
 import orjson
 
-from loadtests.coserving.trace import CHAT, Ask
+from loadtests.chat_stream import ChatStream
+from loadtests.workload import CHAT, Ask
 
 ANSWER_SECONDS = 120.0
 """Who has no whole answer by then, from its time on, goes, and is counted as an error."""
+
+LEAST_ASKED = 8
+STRETCH = 4.0
+POLL_SECONDS = 0.05
+
+REST_SECONDS = 0.2
+"""Of a caller in a closed loop whose request failed: a server that refuses at once is not asked as fast as it can."""
 
 Body = Callable[[Ask, int], dict[str, Any]]
 """Of the ask with this number."""
@@ -38,6 +47,15 @@ class Answer:
     error: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """What a closed loop has found. Times are seconds on the clock of the answers' `at_seconds`."""
+
+    answers: tuple[Answer, ...]  # the callers' first ones too, which came before `begin`
+    begin_seconds: float
+    end_seconds: float
+
+
 class Exchange(asyncio.Protocol):
     """One request on one connection, from its bytes to its [DONE]."""
 
@@ -46,12 +64,10 @@ class Exchange(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._rest = b""
         self._told = b""
-        self._is_whole = False
         self._read_at = 0.0
         self._transport: Any = None  # uvloop's is no subclass of asyncio.Transport
         self.error: str | None = None
-        self.token_times: list[float] = []
-        self.usage: dict[str, Any] = {}
+        self.chat = ChatStream()
         self.sent: float | None = None
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -75,41 +91,22 @@ class Exchange(asyncio.Protocol):
             self._told += piece
             return
         *events, self._rest = (self._rest + piece).split(b"\n\n")
-        brought = [self._event(event.removeprefix(b"data: ")) for event in events]
-        if any(brought) and (not self.token_times or self.token_times[-1] < self._read_at):
-            self.token_times.append(self._read_at)
+        for event in events:
+            self.chat.take(event, self._read_at)
 
     def on_message_complete(self) -> None:
         status = self._parser.get_status_code()
         if status != 200:
             self.end(f"{status}: {self._told[:300].decode(errors='replace')}")
         else:
-            self.end(None if self._is_whole else "the stream ended without [DONE]")
+            self.end(self.chat.problem())
 
     def end(self, error: str | None) -> None:
         """The first end counts."""
         if not self.ended.done():
-            self.error = self.error or error
+            self.error = self.chat.error or self.error or error
             self.ended.set_result(None)
             self._transport.close()
-
-    def _event(self, data: bytes) -> bool:
-        """Whether it is a token's: neither the role that opens the stream nor the usage that ends it."""
-        if data == b"[DONE]":
-            self._is_whole = True
-            return False
-        if not data or data.startswith(b":"):
-            return False
-        try:
-            event = orjson.loads(data)
-        except orjson.JSONDecodeError:
-            self.error = "in the stream: an event that is no JSON"
-            return False
-        if "error" in event:
-            self.error = f"in the stream: {event['error']}"
-        self.usage = event.get("usage") or self.usage
-        choices = event.get("choices") or ()
-        return any(choice["delta"].get("content") or "role" not in choice["delta"] for choice in choices)
 
 
 async def play(url: str, asks: Sequence[Ask], body: Body, begin: float) -> list[Answer]:
@@ -150,6 +147,50 @@ async def saturate(url: str, asks: Sequence[Ask], body: Body, at_once: int) -> l
     return times
 
 
+async def keep_asking(
+    url: str, asks: Sequence[Ask], body: Body, at_once: int, seconds: float, warm_seconds: float
+) -> Loop:
+    """A closed loop of `at_once` callers over `seconds`, which begin when every caller has had an answer, and after
+    `warm_seconds` at the latest: all begin together, and that burst is nothing that lasts. Where too few have asked by the
+    end, as of a slow engine, it lasts until everybody might have asked once, and STRETCH times as long at most.
+
+    The asks are gone through again and again. Who has asked within the time is answered, so that no slow one is left out.
+    """
+    numbered = enumerate(itertools.cycle(asks))
+    answers: list[Answer] = []
+    start = time.monotonic()
+    waiting, asked = at_once, 0
+    are_warm = asyncio.Event()
+    until = float("inf")
+
+    async def caller() -> None:
+        nonlocal waiting, asked
+        is_first = True
+        while (now := time.monotonic()) < until:
+            number, ask = next(numbered)
+            asked += 1
+            answer = await _at_its_time(url, _request(url, body(ask, number)), now, now - start)
+            answers.append(answer)
+            if is_first:
+                is_first, waiting = False, waiting - 1
+                if waiting == 0:
+                    are_warm.set()
+            if answer.error is not None:
+                await asyncio.sleep(REST_SECONDS)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(at_once):
+            group.create_task(caller())
+        await asyncio.wait([group.create_task(are_warm.wait())], timeout=warm_seconds)
+        are_warm.set()
+        begin, enough = time.monotonic(), asked + max(at_once, LEAST_ASKED)
+        await asyncio.sleep(seconds)
+        while asked < enough and time.monotonic() < begin + STRETCH * seconds:
+            await asyncio.sleep(POLL_SECONDS)
+        until = time.monotonic()
+    return Loop(tuple(answers), begin - start, until - start)
+
+
 async def _at_its_time(url: str, request: bytes, due: float, at_seconds: float) -> Answer:
     await asyncio.sleep(due - time.monotonic())
     host, port = url.removeprefix("http://").split(":")
@@ -171,15 +212,16 @@ async def _at_its_time(url: str, request: bytes, due: float, at_seconds: float) 
 
 
 def _answer(exchange: Exchange, due: float, at_seconds: float) -> Answer:
-    times = exchange.token_times
+    chat = exchange.chat
+    times = chat.token_times
     return Answer(
         at_seconds=at_seconds,
         late_seconds=(exchange.sent or time.monotonic()) - due,
         ttft_seconds=times[0] - due if times else None,
         total_seconds=time.monotonic() - due,
-        gaps_seconds=tuple(later - earlier for earlier, later in zip(times, times[1:], strict=False)),
-        prompt_tokens=exchange.usage.get("prompt_tokens"),
-        answer_tokens=exchange.usage.get("completion_tokens"),
+        gaps_seconds=chat.gaps_seconds,
+        prompt_tokens=chat.usage.get("prompt_tokens"),
+        answer_tokens=chat.usage.get("completion_tokens"),
         error=exchange.error,
     )
 
