@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from adapters.load_tests import LoadTest, load_test_json, parse_load_test
 from adapters.plans import Plan, departures, parse_plan, plan_json
 from adapters.sections import Section, json_object, wrong
 
@@ -85,6 +86,7 @@ class TrainingPolicy:
     challenger_share: float = 0.05  # of the route's traffic, where `release` is "challenge"
     judge_model: str | None = None  # an OpenAI-compatible model of one of the engines; None: no judge
     lm_eval_tasks: tuple[str, ...] = ()  # of lm-evaluation-harness, for the report
+    load_test: LoadTest | None = None  # what a version that passed must stand as well; None: nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,7 @@ def policy_json(policy: RoutePolicy) -> dict[str, Any]:
     value["scores"] = list(value["scores"])
     value["training"]["hyperparameters"] = dict(policy.training.hyperparameters)
     value["training"]["lm_eval_tasks"] = list(policy.training.lm_eval_tasks)
+    value["training"]["load_test"] = load_test_json(policy.training.load_test)
     value["experiment"] = plan_json(policy.experiment)
     del value["experiment"]["challengers"]
     return value
@@ -194,6 +197,7 @@ def _training(section: Section) -> TrainingPolicy:
         challenger_share=section.share("challenger_share"),
         judge_model=section.text("judge_model"),
         lm_eval_tasks=section.texts("lm_eval_tasks"),
+        load_test=parse_load_test(section.raw("load_test"), f"{section.where}.load_test"),
     )
 
 

@@ -142,7 +142,19 @@ def _results(report: Mapping[str, Any]) -> str:
         for task, values in tasks.items():
             told = ", ".join(f"{name} {value}" for name, value in values.items())
             parts.append(f"{task} (lm-evaluation-harness), {side}: {told}")
+    if report["load_test"]:
+        parts.append(_load_test(report["load_test"]))
     return "\n\n".join(parts)
+
+
+def _load_test(found: Mapping[str, Any]) -> str:
+    told = [
+        f"{target['name']} {_number(target['measured'])} (wanted {_number(target['limit'])} {target['unit']})"
+        for target in found["targets"]
+    ]
+    return (
+        f"Load test: **{found['verdict']}** over {found['figures']['requests']} requests; {', '.join(told)}."
+    )
 
 
 def _caveats(report: Mapping[str, Any]) -> Iterable[str]:

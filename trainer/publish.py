@@ -43,6 +43,8 @@ class Proof:
     parity: dict[str, Any] = field(hash=False)
     #: Of lm-evaluation-harness, where tasks are named: by side, task and metric.
     tasks: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict, hash=False)
+    #: Of the load test, where the route's policy asks for one and it came to that.
+    load_test: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def report(self) -> dict[str, Any]:
         return {
@@ -53,6 +55,7 @@ class Proof:
             "evaluation": self.counts,
             "parity": self.parity,
             "tasks": self.tasks,
+            "load_test": _load_test(self.load_test),
         }
 
 
@@ -100,6 +103,12 @@ def publish(
         return finish(
             connection, job.id, job.token, state=JobState.FAILED, result=result, error=error, now=at
         )
+
+
+def _load_test(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of it: neither its course second by second nor the machine's description."""
+    kept = ("verdict", "reasons", "targets", "figures", "tries", "headroom")
+    return {name: report[name] for name in kept if name in report}
 
 
 def _approval(job: Job, proof: Proof, overridden: bool, at: float) -> dict[str, Any]:

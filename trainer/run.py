@@ -15,6 +15,7 @@ every write is this thread's, which has not (`scheduling`).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -40,18 +41,19 @@ from adapters.registry import Registry
 from adapters.routes import find_route
 from adapters.settings import Settings, load_settings
 from adapters.versions import VersionState
-from trainer import dataset, evaluate, gate, harness, publish, together, train
+from trainer import dataset, endurance, evaluate, gate, harness, publish, together, train
 from trainer.asking import Asker
 from trainer.dataset import Built
 from trainer.evaluate import Contest
 from trainer.examples import examples_of
-from trainer.gate import Rules
+from trainer.gate import Outcome, Rules, Verdict
 from trainer.methods import convert
 from trainer.progress import Cancelled, Paused, Unwatched, Watch, obey
 from trainer.publish import Origin, Proof
 from trainer.recipe import Recipe, engine_of
 from trainer.rendering import Rendering
 from trainer.scheduling import Aside, lower_session, step_back, threads_of
+from trainer.tracing import RunTrace, training_attributes
 from trainer.train import TrainResult
 
 log = logging.getLogger("burnish.run")
@@ -71,7 +73,9 @@ LOSSES = {"loss": "training loss", "validation_loss": "validation loss"}
 class Run:
     """One claimed job on its way through the stages; the `Watch` of those that take long."""
 
-    def __init__(self, settings: Settings, db: Database, job: Job) -> None:
+    def __init__(self, settings: Settings, db: Database, job: Job, trace: RunTrace | None = None) -> None:
+        """`trace` is told of the stages."""
+        self.trace = trace
         self.settings = settings
         self.db = db
         self.job = job
@@ -108,10 +112,12 @@ class Run:
         )
         self._enter("train")
         trained = self._train(built)
+        self._tell(training_attributes(trained.manifest))
         self._enter("candidate")
         ref = self._candidate(trained)
         self._enter("evaluate")
         proof = self._prove(ref, built, trained)
+        self._tell({"burnish.version": ref, "burnish.gate.outcome": proof.verdict.outcome.value})
         self._enter("publish")
         publish.publish(self.db, self.settings, self.job, proof, _origin(built, trained))
 
@@ -224,7 +230,33 @@ class Run:
         verdict = self._aside.run(
             lambda: gate.judge(found.measures, rules, has_incumbent=contest.incumbent is not None)
         )
-        return Proof(contest, verdict, found.counts, parity, tasks)
+        endured = self._endured(ref, verdict)
+        if endured:
+            verdict = endurance.judged(verdict, endured, self.settings.priority.full_above)
+        return Proof(contest, verdict, found.counts, parity, tasks, endured)
+
+    def _endured(self, ref: str, verdict: Verdict) -> dict[str, Any]:
+        """The load test's report, where the policy asks for one and the gate would let the candidate pass; else empty."""
+        wanted, file = self.policy.training.load_test, self.folder / "load_test.json"
+        if wanted is None or verdict.outcome is not Outcome.PASS:
+            return {}
+        if file.is_file():
+            return dict(json.loads(file.read_text()))
+        self._enter("load test")
+        seed = self.job.payload["seed"]
+        asker = Asker(Keys(self.db), self.placements, self.job.id)
+        try:
+            found = endurance.measure(
+                asker,
+                lambda url, results: endurance.command_of(url, ref, wanted, seed, results),
+                wanted.seconds,
+                self,
+                self.settings.priority.full_above,
+            )
+        finally:
+            asker.close()
+        _write_whole(file, json.dumps(found))
+        return found
 
     def _parity(
         self, asker: Asker, ref: str, built: Built, trained: TrainResult, cache: Path
@@ -253,8 +285,7 @@ class Run:
         except (EngineFailed, Unavailable) as error:  # they decide nothing, so they end nothing
             self.note(f"The tasks of lm-evaluation-harness told nothing. {error.message}")
             return {}
-        file.with_suffix(".partial").write_text(json.dumps(found))
-        file.with_suffix(".partial").rename(file)
+        _write_whole(file, json.dumps(found))
         return found
 
     def _is_held(self, ref: str) -> bool:
@@ -319,7 +350,13 @@ class Run:
     def _enter(self, stage: str) -> None:
         self._progress = {"stage": stage}
         log.info("stage job=%s stage=%s", self.job.id, stage)
+        if self.trace is not None:
+            self.trace.enter(stage)
         obey(self._asked(self._say(at_once=True)))
+
+    def _tell(self, attributes: dict[str, Any]) -> None:
+        if self.trace is not None:
+            self.trace.tell(attributes)
 
     def _say(self, *, at_once: bool) -> Wish | None:
         """Writes progress and events if it is time; what is wished, in any case. Raises StaleWorker."""
@@ -363,8 +400,9 @@ def main(job_id: str, token: int, part: str | None = None) -> int:
 
 def _attempt(settings: Settings, db: Database, jobs: Jobs, job: Job) -> int:
     """Runs the stages and puts every way out of them on record. Raises StaleWorker."""
+    trace = RunTrace(settings, job)
     try:
-        run = Run(settings, db, job)
+        run = Run(settings, db, job, trace)
         signal.signal(signal.SIGTERM, run.stop)
         run.go()
     except Paused:
@@ -382,6 +420,9 @@ def _attempt(settings: Settings, db: Database, jobs: Jobs, job: Job) -> int:
         if found is None:
             raise
         _fail(jobs, job, found.code or "", found.message, None)
+    finally:
+        with contextlib.suppress(Exception):  # a trace is worth no run
+            trace.end(jobs.get(job.id))
     return 0
 
 
@@ -428,6 +469,12 @@ def _origin(built: Built, trained: TrainResult) -> Origin:
     tokens = int(trained.metrics["trained_tokens"])
     steps = trained.steps_file.read_bytes()
     return Origin(built.method, built.digest, tokens, built.report, trained.manifest, steps)
+
+
+def _write_whole(file: Path, text: str) -> None:
+    """Or not at all: a run that is killed does not find half of it."""
+    file.with_suffix(".partial").write_text(text)
+    file.with_suffix(".partial").rename(file)
 
 
 def _step_back() -> None:

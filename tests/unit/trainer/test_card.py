@@ -53,6 +53,7 @@ REPORT: dict[str, Any] = {
     "reasons": ["exact_match is better than the incumbent's"],
     "parity": {"rows": 3, "mean": 0.01, "worst_row_mean": 0.02, "max": 0.05},
     "tasks": {"candidate": {"arc": {"acc": 0.5}}},
+    "load_test": {},
     "evaluation": {
         "rows": 12,
         "cap_tokens": 99,
@@ -161,6 +162,14 @@ def test_it_tells_the_results_of_gate_parity_and_harness() -> None:
     assert cells in told
     assert "Train-serve parity on 3 rows: 0.0100 nats a token on average, 0.0500 at most." in told
     assert "arc (lm-evaluation-harness), candidate: acc 0.5" in told
+
+
+def test_it_tells_what_the_load_test_has_found_where_there_was_one() -> None:
+    target = {"name": "ttft_p95", "limit": 0.5, "unit": "s", "measured": 0.412, "met": True}
+    found = {"verdict": "pass", "targets": [target], "figures": {"requests": 120}}
+    told = text(report={**REPORT, "load_test": found})
+    assert "Load test: **pass** over 120 requests; ttft_p95 0.412 (wanted 0.500 s)." in told
+    assert "Load test" not in text()
 
 
 def test_a_table_has_as_many_cells_in_every_line() -> None:
