@@ -34,7 +34,7 @@ settings.register_profile("shared machine", deadline=None)  # a neighbour's load
 settings.load_profile("shared machine")
 
 MODEL = "smollm2-135m-instruct"
-START_SECONDS = 30.0
+START_SECONDS = 90.0
 
 QUICK_HEALTH = """
 [health]

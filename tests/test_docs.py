@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 from adapters.engine_settings import EngineSettings
 from adapters.plans import GUARDRAILS, WATCHABLE, Plan, plan_json
 from adapters.settings import ENVIRONMENT, Canary, Health, Limits, Recording, Settings, Training
+from adapters.telemetry_settings import Costs, Langfuse, Metrics, Tracing
 from adapters.traffic_settings import Admission, Batches, KeyLimits, Priority, Targets
 from gateway.app import _rest
 from gateway.cli import app as cli
@@ -45,6 +46,10 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "[batches]": Batches,
     "[key_limits]": KeyLimits,
     "[training]": Training,
+    "[metrics]": Metrics,
+    "[tracing]": Tracing,
+    "[langfuse]": Langfuse,
+    "[costs]": Costs,
     "[[engines]]": EngineSettings,
 }
 TABLES = {heading.strip("[]") for heading in SECTIONS} - {"Top level"}
@@ -276,7 +281,7 @@ def test_the_tree_of_the_readme_is_the_tree() -> None:
         path = (folder if indent else "") + name
         named.add(path.rstrip("/"))
         assert (ROOT / path).exists(), path
-    for package in ("adapters", "gateway", "trainer", "loadtests"):
+    for package in ("adapters", "gateway", "trainer", "loadtests", "dashboards"):
         inside = {
             f"{package}/{entry.name}"
             for entry in (ROOT / package).iterdir()
