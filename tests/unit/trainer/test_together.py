@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from adapters import keeper, preflight
@@ -197,27 +196,7 @@ def test_promise_08_two_processes_pause_go_on_and_train_the_plan_of_one(
     assert ours == pytest.approx(theirs, rel=0.01)
     one, other = (load_file(each.adapter / WEIGHTS_FILE) for each in (result, alone))
     far = max(float((one[name] - other[name]).abs().max()) for name in one)
-    if "avx512f" in Path("/proc/cpuinfo").read_text().split():
-        assert far < 1e-3, "another order of rows or another size of steps would be far more"
-        return
-    # Without AVX-512 a product's last digits depend on how many rows it has, and Adam makes steps of them, so that even the
-    # same plan comes out a little different: it is held against what another order of rows comes to.
-    elsewhere = train.train(
-        recipe,
-        built.train[::-1],
-        built.held_out,
-        shop.weights,
-        shop.template,
-        tmp_path / "other",
-        Unwatched(),
-    )
-    assert apart(result, alone) < apart(elsewhere, alone) / 2
-
-
-def apart(one: train.TrainResult, other: train.TrainResult) -> float:
-    """How much two adapters differ in an entry, on average."""
-    ours, theirs = (load_file(each.adapter / WEIGHTS_FILE) for each in (one, other))
-    return float(torch.cat([(ours[name] - theirs[name]).abs().flatten() for name in ours]).mean())
+    assert far < 1e-3, "another order of rows or another size of steps would be far more"
 
 
 def losses(result: train.TrainResult) -> list[float]:
