@@ -2,8 +2,8 @@
 
 Owns what departs from TRL 1.16 and why: it would render, tokenize and shuffle the rows itself, score prompts that no
 loss is taken of, compute the reference's log-probabilities anew in every epoch, expect of several processes that all
-read as many pairs, and, with transformers 5.19, go on from the wrong weights where a checkpoint holds two adapters. The
-losses are TRL's own.
+read as many pairs, let the held-out loss hang on their number, and, with transformers 5.19, go on from the wrong
+weights where a checkpoint holds two adapters. The losses are TRL's own.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 import trl.trainer.utils
 from datasets import Dataset
 from torch.utils.data import DataLoader, Sampler
+from transformers.trainer_pt_utils import find_batch_size
 from trl import DPOTrainer, KTOTrainer, SFTTrainer
 
 from trainer.plan import Plan
@@ -37,6 +38,8 @@ class _Planned:
     train_dataset: Any
     eval_dataset: Any
     data_collator: Any
+    _evaluated: list[tuple[int, float]]
+    """Of each batch of the evaluation that is going on: its rows, and its loss."""
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The batches of this process. Not prepared by accelerate, which would deal them out in another order."""
@@ -47,6 +50,30 @@ class _Planned:
             collate_fn=self.data_collator,
             pin_memory=args.dataloader_pin_memory,
         )
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """All held-out rows, in each process. Dealt out, some would be read twice so that all have as many, and which
+        step was the best would hang on the number of processes."""
+        args: Any = self.args  # type: ignore[attr-defined]
+        return DataLoader(
+            self.eval_dataset if eval_dataset is None else eval_dataset,
+            batch_size=args.eval_batch_size,
+            collate_fn=self.data_collator,
+            pin_memory=args.dataloader_pin_memory,
+        )
+
+    def evaluation_loop(self, *more: Any, **others: Any) -> Any:
+        """transformers counts every batch alike, the shorter last one too; each row counts as much here."""
+        self._evaluated = []
+        output = super().evaluation_loop(*more, **others)  # type: ignore[misc]
+        rows = sum(size for size, _ in self._evaluated)
+        output.metrics["eval_loss"] = sum(size * loss for size, loss in self._evaluated) / rows
+        return output
+
+    def prediction_step(self, model: Any, inputs: Any, *more: Any, **others: Any) -> Any:
+        loss, logits, labels = super().prediction_step(model, inputs, *more, **others)  # type: ignore[misc]
+        self._evaluated.append((find_batch_size(inputs), float(loss)))
+        return loss, logits, labels
 
     def _prepare_dataset(self, dataset: Dataset, *more: Any, **others: Any) -> Dataset:
         return dataset

@@ -192,6 +192,8 @@ def test_promise_08_two_processes_pause_go_on_and_train_the_plan_of_one(
     alone = train.train(recipe, built.train, built.held_out, shop.weights, shop.template, folder, Unwatched())
     assert alone.metrics["steps"] == result.metrics["steps"] == STEPS
     assert alone.metrics["trained_tokens"] == result.metrics["trained_tokens"]
+    assert alone.metrics["best_step"] == result.metrics["best_step"]
+    assert alone.metrics["validation_losses"] == pytest.approx(result.metrics["validation_losses"], rel=0.001)
     ours, theirs = (losses(each) for each in (result, alone))
     assert ours == pytest.approx(theirs, rel=0.01)
     one, other = (load_file(each.adapter / WEIGHTS_FILE) for each in (result, alone))
