@@ -17,11 +17,15 @@ PIP := -m pip install --no-deps --disable-pip-version-check --quiet
 serve: $(STAMP)
 	@exec $(BIN)/burnish serve
 
+# Those that start no server, on all cores, a file after the other on each; then those that do, one by one, since they
+# look at times.
 test: $(STAMP) $(CLIENTS)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile tests/unit tests/test_*.py
+	$(BIN)/python -m pytest tests/acceptance tests/integration
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" tests/unit tests/test_*.py
+	$(BIN)/python -m pytest -m "not slow" tests/acceptance
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
