@@ -18,6 +18,7 @@ from adapters.base_weights import chat_template
 from adapters.engine_settings import EngineSettings
 from adapters.hardware import has_bfloat16_units, usable_cores
 from adapters.modules import TARGET_MODULES
+from gateway.vllm_plugin import BUSY_WAIT
 
 #: xgrammar by name, since `auto` refuses the second. Without that, small models write white space for ever in JSON.
 STRUCTURED_OUTPUTS = {"backend": "xgrammar", "disable_any_whitespace": True}
@@ -127,11 +128,13 @@ def vllm_environment(
 def _cpu_environment() -> dict[str, str]:
     # One core stays free for the gateway and vLLM's own scheduler: OpenMP threads wait for each other actively, and
     # two on two busy cores gave 0.5 tokens/s where one gave 10. Not bound, since vLLM's `auto` puts the threads of
-    # every engine of the machine on the same cores.
+    # every engine of the machine on the same cores. Nor do its processes wait for each other actively: that took the
+    # core which is left free.
     threads = max(1, usable_cores() - 1)
     return {
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(threads),
+        BUSY_WAIT: "0",
         "TORCH_COMPILE_DISABLE": "1",  # else the first request for log-probabilities compiles for 20 s
     }
 

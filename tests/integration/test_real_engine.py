@@ -15,7 +15,8 @@ import openai
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.conftest import ALL_LINEAR, MODEL, RealStack, wait_for
+from gateway.vllm_command import serves_on_gpu
+from tests.conftest import ALL_LINEAR, MODEL, RealStack, processes_of, wait_for
 from tests.lora import write_lora
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -61,6 +62,22 @@ def test_promise_06_every_answer_names_the_adapter_that_made_it(real_stack: Real
     assert made.headers["x-burnish-route"] == name
     base = create(model=MODEL, messages=QUESTION, max_tokens=1)
     assert base.headers["x-burnish-adapter"] == "base"
+
+
+@pytest.mark.skipif(serves_on_gpu(), reason="beside a GPU the core has nothing else to do")
+def test_promise_07_vllms_scheduler_sleeps_while_it_waits_for_the_worker(real_stack: RealStack) -> None:
+    def seconds_of(name: str) -> float:
+        """Of processor time, of the process that vLLM has named so (proc(5): its user and its system time)."""
+        folders = [Path(f"/proc/{process}") for process in processes_of(real_stack.server.home)]
+        (found,) = (folder for folder in folders if (folder / "comm").read_text().strip() == name)
+        *_, user, system = (found / "stat").read_text().rpartition(")")[2].split()[:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+    names = ("VLLM::EngineCor", "VLLM::Worker")  # of names the kernel keeps 15 letters
+    before = [seconds_of(name) for name in names]
+    greedy(real_stack, MODEL, max_tokens=64)
+    scheduler, worker = (seconds_of(name) - was for name, was in zip(names, before, strict=True))
+    assert scheduler < 0.3 * worker, f"it took {scheduler:.1f} s while the worker computed for {worker:.1f} s"
 
 
 def test_promise_04_an_adapter_that_changes_nothing_is_refused(real_stack: RealStack, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from adapters.base_weights import chat_template
 from adapters.engine_settings import EngineSettings
 from adapters.hardware import has_bfloat16_units
 from gateway.vllm_command import vllm_command, vllm_environment
+from gateway.vllm_plugin import BUSY_WAIT
 
 WEIGHTS, SOCKET = Path("/data/weights"), Path("/run/b/local.sock")
 
@@ -52,7 +53,7 @@ def test_cpu_flags_stay_away_from_a_gpu() -> None:
     assert option(on_cpu, "--kv-cache-memory-bytes") == str(3 * 2**29)
     assert "--enforce-eager" in on_cpu
     assert not {"--enforce-eager", "--kv-cache-memory-bytes"} & set(on_gpu)
-    cpu_only = {"VLLM_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS", "TORCH_COMPILE_DISABLE"}
+    cpu_only = {"VLLM_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS", "TORCH_COMPILE_DISABLE", BUSY_WAIT}
     environments = [vllm_environment(engine(), Path("/h"), Path("/s"), gpu, {}) for gpu in (False, True)]
     assert cpu_only <= environments[0].keys()
     assert not cpu_only & environments[1].keys()

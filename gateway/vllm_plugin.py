@@ -1,0 +1,41 @@
+"""What an engine of ours does otherwise than vLLM 0.32 by itself. vLLM loads it in each of its processes, by the entry point
+`vllm.general_plugins` of pyproject.toml; here alone vLLM is imported, and nothing else of Burnish.
+
+Owns how long vLLM's processes wait for each other actively. Between two steps a reader asks its queue again and again for a
+second (vllm-project/vllm#52814 would make that a setting), so while anybody is answered the scheduler takes a whole core to
+wait for the worker. Beside a GPU that core has nothing else to do; on a CPU it is one that a run would train on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+BUSY_WAIT = "BURNISH_BUSY_WAIT_SECONDS"
+"""How long a reader asks before it sleeps until it is told; in the environment of the engine. Without it: as vLLM has it."""
+
+log = logging.getLogger("burnish.vllm_plugin")
+
+
+def register() -> None:
+    seconds = os.environ.get(BUSY_WAIT)
+    if seconds is None:
+        return
+    from vllm.distributed.device_communicators import shm_broadcast
+
+    wait_no_longer(shm_broadcast.SpinCondition, float(seconds))
+
+
+def wait_no_longer(condition: Any, seconds: float) -> None:
+    """Gives every reader that is made from now on such a time. It may be told several times, as vLLM loads plugins."""
+    made = condition.__init__
+    try:
+        *before, _ = made.__defaults__
+        (*_, last) = made.__code__.co_varnames[: made.__code__.co_argcount]
+    except (AttributeError, TypeError, ValueError):
+        last, before = None, []
+    if last != "busy_loop_s":
+        log.warning("busy_wait_unknown: this vLLM waits in another way; it is left as it is")
+        return
+    made.__defaults__ = (*before, seconds)
