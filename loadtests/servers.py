@@ -99,10 +99,14 @@ def settings_text(system: System, engine_url: str, targets: Targets | None, *, p
 
 
 def _table(head: str, values: Mapping[str, Any]) -> str:
-    lines = [
-        f"{key} = {json.dumps(value)}" for key, value in values.items()
-    ]  # JSON's scalars and lists are TOML's
-    return "\n".join([head, *lines, "\n"])
+    return "\n".join([head, *(f"{key} = {_value(value)}" for key, value in values.items()), "\n"])
+
+
+def _value(value: Any) -> str:
+    """JSON's scalars and lists are TOML's; its objects are not."""
+    if not isinstance(value, Mapping):
+        return json.dumps(value)
+    return "{ " + ", ".join(f"{json.dumps(key)} = {_value(each)}" for key, each in value.items()) + " }"
 
 
 @contextlib.contextmanager

@@ -296,6 +296,11 @@ name = "local"
 kind = "supervised"
 max_model_len = 2048
 kv_cache_gib = 1.0
+
+# What a slow processor keeps as well: the defaults would have runs and their gates wait for it to become faster.
+[targets]
+ttft_p95_seconds = 5.0
+itl_p95_seconds = 1.0
 """
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

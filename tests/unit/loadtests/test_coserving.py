@@ -242,6 +242,13 @@ def test_the_servers_settings_are_ones_that_burnish_takes(
     assert "targets" not in tomllib.loads(settings_text(system, "http://127.0.0.1:1", None, priority=True))
 
 
+def test_an_engines_environment_may_be_set(tmp_path: Path) -> None:
+    given = {"engine": {"env": {"BURNISH_BUSY_WAIT_SECONDS": "1", "OMP_NUM_THREADS": "2"}}}
+    file = tmp_path / "burnish.toml"
+    file.write_text(settings_text(System("real", tmp_path, given), "", None, priority=True))
+    assert load_settings(file, {}).engines[0].env == given["engine"]["env"]
+
+
 def test_every_scenario_has_its_counterpart_without_priorities() -> None:
     by_name = {scenario.name: scenario for scenario in SCENARIOS}
     for name in ("batch", "training", "both"):
