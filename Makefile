@@ -17,15 +17,15 @@ PIP := -m pip install --no-deps --disable-pip-version-check --quiet
 serve: $(STAMP)
 	@exec $(BIN)/burnish serve
 
-# Those that start no server, on all cores, a file after the other on each; then those that do, one by one, since they
-# look at times.
+# Most of them on all cores, a file after the other on each; those that look at times alone; then those on a real vLLM.
 test: $(STAMP) $(CLIENTS)/.installed
-	$(BIN)/python -m pytest -n auto --dist loadfile tests/unit tests/test_*.py
-	$(BIN)/python -m pytest tests/acceptance tests/integration
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not alone" tests/unit tests/acceptance tests/test_*.py
+	$(BIN)/python -m pytest -m alone tests/acceptance
+	$(BIN)/python -m pytest tests/integration
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" tests/unit tests/test_*.py
-	$(BIN)/python -m pytest -m "not slow" tests/acceptance
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not alone and not slow" tests/unit tests/acceptance tests/test_*.py
+	$(BIN)/python -m pytest -m "alone and not slow" tests/acceptance
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -17,6 +17,8 @@ from openai.types import Batch, CreateEmbeddingResponse
 from loadtests.fake_engine.process import FakeEngine
 from tests.conftest import MODEL, Server, engines_config, running, wait_for
 
+pytestmark = pytest.mark.alone
+
 CHAT = "/v1/chat/completions"
 ENDED = ("completed", "failed", "expired", "cancelled")
 

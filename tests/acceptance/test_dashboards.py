@@ -31,7 +31,10 @@ from tests.acceptance.workshop import RUN_SECONDS, TOLERANT, Workshop, teach, wo
 from tests.conftest import MODEL, Server, free_port, wait_for
 from tests.unit.dashboards.asked import PROMETHEUS, boards, of_panels, panels, replaced
 
-pytestmark = pytest.mark.skipif(shutil.which("prometheus") is None, reason="Debian's package: prometheus")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(shutil.which("prometheus") is None, reason="Debian's package: prometheus"),
+]
 
 DATA_SECONDS = 90.0
 """How long after all has happened the last panel may still have nothing to show: a look at the experiment has to come, and

@@ -23,6 +23,8 @@ from loadtests.fake_engine.process import FakeEngine
 from tests.acceptance.experimenting import CHALLENGER, begin, served_name, shown
 from tests.conftest import Server, engines_config, running, wait_for
 
+pytestmark = pytest.mark.alone
+
 LIKED = {"support@1": 0.3, "support@2": 0.8, "support@3": 0.05}
 """How often simulated users like each version's answers."""
 

@@ -29,6 +29,8 @@ from tests.acceptance.experimenting import (
 )
 from tests.conftest import MODEL, Server, engines_config, free_port, running, wait_for
 
+pytestmark = pytest.mark.alone
+
 ASK: dict[str, Any] = {"model": ROUTE, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 6}
 HALF: dict[str, Any] = {"challengers": [CHALLENGER], "guardrails": {"error_rate": None}}
 

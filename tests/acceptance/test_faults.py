@@ -16,6 +16,8 @@ from loadtests.fake_engine.process import FakeEngine
 from tests.conftest import MODEL, Server, engines_config, running, wait_for
 from tests.lora import TINY_CONFIG, write_lora
 
+pytestmark = pytest.mark.alone
+
 ASK: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 6}
 
 BEFORE_THE_FIRST_BYTE = ["refuse", "close_before_headers", "garbage_http", "html_200"]

@@ -18,6 +18,8 @@ from adapters.keys import Keys
 from loadtests.fake_engine.process import FakeEngine
 from tests.conftest import MODEL, Server, running, wait_for
 
+pytestmark = pytest.mark.alone
+
 PLACES = 64
 
 CONFIG = """

@@ -16,6 +16,8 @@ import pytest
 from loadtests.fake_engine.process import FakeEngine
 from tests.conftest import MODEL, Server, engines_config, free_port, running, wait_for
 
+pytestmark = pytest.mark.alone
+
 TTFT_SECONDS, ITL_SECONDS = 0.15, 0.02
 TRIES = 3
 QUICK = ("--duration", "4s", "--warm-up", "0.5s", "--prompt-tokens", "20", "--answer-tokens", "12")

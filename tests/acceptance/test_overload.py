@@ -14,6 +14,8 @@ import pytest
 from loadtests.fake_engine.process import FakeEngine
 from tests.conftest import MODEL, Server, running, wait_for
 
+pytestmark = pytest.mark.alone
+
 PLACES = 4
 TOKENS = 10
 

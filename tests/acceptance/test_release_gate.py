@@ -11,6 +11,8 @@ import pytest
 
 from tests.acceptance.workshop import TOLERANT, Workshop, teach, workshop
 
+pytestmark = pytest.mark.alone
+
 TTFT_SECONDS = 0.05
 
 

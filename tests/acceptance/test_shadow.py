@@ -28,6 +28,8 @@ from tests.acceptance.experimenting import (
 )
 from tests.conftest import MODEL, Server, engines_config, running, wait_for
 
+pytestmark = pytest.mark.alone
+
 ASK: dict[str, Any] = {
     "model": ROUTE,
     "messages": [{"role": "user", "content": "hello"}],

@@ -20,6 +20,8 @@ from tests.conftest import MODEL, Server, engines_config, free_port, running, st
 from tests.otlp import Collector, Seen, collecting, decoded
 from trainer.tracing import ids_of
 
+pytestmark = pytest.mark.alone
+
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 CHAT = "/v1/chat/completions"
 KEYS = {"LANGFUSE_PUBLIC_KEY": "pk-lf-acceptance", "LANGFUSE_SECRET_KEY": "sk-lf-acceptance"}

@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import openai
+import pytest
 
 from tests.acceptance.workshop import TOLERANT, Workshop, teach, workshop
 from tests.conftest import MODEL, Server, wait_for
+
+pytestmark = pytest.mark.alone
 
 TARGETS = """
 [targets]

@@ -53,7 +53,8 @@ def test_cpu_flags_stay_away_from_a_gpu() -> None:
     assert option(on_cpu, "--kv-cache-memory-bytes") == str(3 * 2**29)
     assert "--enforce-eager" in on_cpu
     assert not {"--enforce-eager", "--kv-cache-memory-bytes"} & set(on_gpu)
-    cpu_only = {"VLLM_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS", "TORCH_COMPILE_DISABLE", BUSY_WAIT}
+    cpu_only = {"VLLM_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", BUSY_WAIT}
+    cpu_only |= {"TORCH_COMPILE_DISABLE"}
     environments = [vllm_environment(engine(), Path("/h"), Path("/s"), gpu, {}) for gpu in (False, True)]
     assert cpu_only <= environments[0].keys()
     assert not cpu_only & environments[1].keys()
