@@ -16,8 +16,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gateway.vllm_command import serves_on_gpu
-from tests.conftest import ALL_LINEAR, MODEL, RealStack, processes_of, wait_for
+from tests.conftest import ALL_LINEAR, MODEL, RealStack, wait_for
 from tests.lora import write_lora
+from trainer.memory import descendants
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -68,7 +69,7 @@ def test_promise_06_every_answer_names_the_adapter_that_made_it(real_stack: Real
 def test_promise_07_vllms_scheduler_sleeps_while_it_waits_for_the_worker(real_stack: RealStack) -> None:
     def seconds_of(name: str) -> float:
         """Of processor time, of the process that vLLM has named so (proc(5): its user and its system time)."""
-        folders = [Path(f"/proc/{process}") for process in processes_of(real_stack.server.home)]
+        folders = [Path(f"/proc/{process}") for process in descendants(real_stack.server.process.pid)]
         (found,) = (folder for folder in folders if (folder / "comm").read_text().strip() == name)
         *_, user, system = (found / "stat").read_text().rpartition(")")[2].split()[:13]
         return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
