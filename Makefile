@@ -17,15 +17,18 @@ PIP := -m pip install --no-deps --disable-pip-version-check --quiet
 serve: $(STAMP)
 	@exec $(BIN)/burnish serve
 
-# Most of them on all cores, a file after the other on each; those that look at times alone; then those on a real vLLM.
+# Most of them on up to eight cores, a file after the other on each; those that look at times alone; then those on a real vLLM.
+TOGETHER := -m pytest -n auto --maxprocesses 8 --dist loadfile --ignore tests/integration
+ALONE := -m pytest --ignore tests/integration
+
 test: $(STAMP) $(CLIENTS)/.installed
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not alone" tests/unit tests/acceptance tests/test_*.py
-	$(BIN)/python -m pytest -m alone tests/acceptance
+	$(BIN)/python $(TOGETHER) -m "not alone"
+	$(BIN)/python $(ALONE) -m alone
 	$(BIN)/python -m pytest tests/integration
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not alone and not slow" tests/unit tests/acceptance tests/test_*.py
-	$(BIN)/python -m pytest -m "alone and not slow" tests/acceptance
+	$(BIN)/python $(TOGETHER) -m "not alone and not slow"
+	$(BIN)/python $(ALONE) -m "alone and not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -19,12 +19,17 @@ log = logging.getLogger("burnish.vllm_plugin")
 
 
 def register() -> None:
-    seconds = os.environ.get(BUSY_WAIT)
-    if seconds is None:
+    given = os.environ.get(BUSY_WAIT)
+    if given is None:
+        return
+    try:
+        seconds = float(given)
+    except ValueError:
+        log.warning("busy_wait_ignored: %s is %r, and no number of seconds", BUSY_WAIT, given)
         return
     from vllm.distributed.device_communicators import shm_broadcast
 
-    wait_no_longer(shm_broadcast.SpinCondition, float(seconds))
+    wait_no_longer(shm_broadcast.SpinCondition, seconds)
 
 
 def wait_no_longer(condition: Any, seconds: float) -> None:

@@ -63,7 +63,7 @@ class _Planned:
         )
 
     def evaluation_loop(self, *more: Any, **others: Any) -> Any:
-        """transformers counts every batch alike, the shorter last one too; each row counts as much here."""
+        """Each row counts as much. transformers counts batches, and mends that for loaders that accelerate has prepared."""
         self._evaluated = []
         output = super().evaluation_loop(*more, **others)  # type: ignore[misc]
         rows = sum(size for size, _ in self._evaluated)

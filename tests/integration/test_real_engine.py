@@ -76,7 +76,8 @@ def test_promise_07_vllms_scheduler_sleeps_while_it_waits_for_the_worker(real_st
 
     names = ("VLLM::EngineCor", "VLLM::Worker")  # of names the kernel keeps 15 letters
     before = [seconds_of(name) for name in names]
-    greedy(real_stack, MODEL, max_tokens=64)
+    story: Any = [{"role": "user", "content": "Tell me a long story about a river."}]
+    real_stack.client().chat.completions.create(model=MODEL, messages=story, max_tokens=64, temperature=0)
     scheduler, worker = (seconds_of(name) - was for name, was in zip(names, before, strict=True))
     assert scheduler < 0.3 * worker, f"it took {scheduler:.1f} s while the worker computed for {worker:.1f} s"
 

@@ -49,6 +49,17 @@ def test_another_vllm_is_left_as_it_is(caplog: pytest.LogCaptureFixture) -> None
     assert caplog.messages == ["busy_wait_unknown: this vLLM waits in another way; it is left as it is"] * 2
 
 
+def test_promise_11_a_time_that_is_none_is_said_and_ends_no_engine(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(vllm_plugin.BUSY_WAIT, "never")
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    vllm_plugin.register()
+    assert caplog.messages == [
+        "busy_wait_ignored: BURNISH_BUSY_WAIT_SECONDS is 'never', and no number of seconds"
+    ]
+
+
 def test_an_engine_that_is_not_ours_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(vllm_plugin.BUSY_WAIT, raising=False)
     monkeypatch.setitem(sys.modules, "vllm", None)  # to import it would fail
