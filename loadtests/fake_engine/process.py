@@ -101,10 +101,13 @@ class FakeEngine:
         """The counts of settings.Stats."""
         return self._json(self.client.get("/_fake/stats"))
 
-    def requests(self) -> list[dict[str, Any]]:
-        """The last generation, load and unload requests, oldest first: method, path, headers, body."""
+    def requests(self, path: str | None = None) -> list[dict[str, Any]]:
+        """The last generation, load and unload requests, oldest first: method, path, headers, body.
+
+        A gateway asks a question of its own now and then (of `/v1/completions`): whoever wants a client's names its path.
+        """
         logged: list[dict[str, Any]] = self.client.get("/_fake/requests").raise_for_status().json()
-        return logged
+        return [request for request in logged if path in (None, request["path"])]
 
     def reset(self) -> None:
         """Settings, counts and log as at the start; adapters stay loaded."""

@@ -145,8 +145,8 @@ def test_promise_07_an_engine_is_told_who_goes_first(engine: FakeEngine, tmp_pat
         wait_for(lambda: _answers(server, secret), 10)
     told = {
         str(request["body"]["messages"][-1]["content"]): request["body"].get("priority")
-        for request in engine.requests()
-        if request["path"] == "/v1/chat/completions" and request["body"].get("messages")
+        for request in engine.requests("/v1/chat/completions")
+        if request["body"].get("messages")
     }
     assert told["person"] is None
     assert told["hi"] == 100

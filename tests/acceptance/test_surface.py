@@ -132,7 +132,7 @@ def test_the_model_that_was_asked_for_comes_back_in_every_chunk(server: Server, 
 def test_usage_is_shown_when_asked_for_and_only_then(server: Server, engine: FakeEngine) -> None:
     create = server.client().chat.completions.create
     assert all(chunk.usage is None and chunk.choices for chunk in create(**ASK, stream=True))
-    assert engine.requests()[-1]["body"]["stream_options"]["include_usage"] is True
+    assert engine.requests("/v1/chat/completions")[-1]["body"]["stream_options"]["include_usage"] is True
     chunks = list(create(**ASK, stream=True, stream_options={"include_usage": True}))
     assert [chunk.usage is not None for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
     assert all("usage" in chunk.model_fields_set for chunk in chunks)
@@ -155,7 +155,7 @@ def test_a_conversation_of_responses_goes_on_after_a_restart_of_the_gateway(tmp_
             assert client.responses.retrieve(first.id).output_text == first.output_text
             second = client.responses.create(model=MODEL, input="Who am I?", previous_response_id=first.id)
             assert second.previous_response_id == first.id
-            sent = engine.requests()[-1]["body"]
+            sent = engine.requests("/v1/responses")[-1]["body"]
             assert "previous_response_id" not in sent
             assert [item["role"] for item in sent["input"]] == ["user", "assistant", "user"]
             client.responses.delete(first.id)
