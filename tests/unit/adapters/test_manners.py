@@ -51,10 +51,13 @@ def test_repetition_is_the_share_of_four_word_pieces_that_were_there_before() ->
         assert repeated_share(text) == 0.0
 
 
-@given(st.lists(st.sampled_from("ab"), max_size=60))
-def test_repetition_is_a_share_and_saying_it_all_again_makes_it_no_smaller(words: list[str]) -> None:
-    once, twice = repeated_share(" ".join(words)), repeated_share(" ".join(words * 2))
-    assert 0.0 <= once <= twice < 1.0
+@given(st.lists(st.sampled_from("ab"), min_size=4, max_size=60))
+def test_saying_it_all_again_repeats_every_piece_of_it(words: list[str]) -> None:
+    def repeated(said: list[str]) -> float:
+        return repeated_share(" ".join(said)) * (len(said) - 3)
+
+    assert 0.0 <= repeated_share(" ".join(words)) < 1.0
+    assert repeated(words * 2) >= repeated(words) + len(words) - 3 - 1e-9
 
 
 def test_the_form_is_the_routes_regex_and_schema() -> None:
