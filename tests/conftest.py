@@ -26,6 +26,7 @@ from hypothesis import settings
 
 from loadtests.fake_engine.process import FakeEngine
 from tests.lora import TINY_CONFIG, write_lora
+from trainer.memory import descendants
 
 # A shell that starts this in the background has its children ignore Ctrl-C, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -275,8 +276,9 @@ def real_stack(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             server.burnish("adapters", "add", name, str(lora))
         yield stack
     finally:
+        started = [*descendants(server.process.pid)]
         assert server.stop() == 0
-        assert not processes_of(home), "SIGTERM left processes behind"
+        assert not [*filter(is_alive, started)], "SIGTERM left processes behind"
 
 
 def processes_of(home: Path) -> list[int]:
@@ -288,6 +290,18 @@ def processes_of(home: Path) -> list[int]:
             if str(home).encode() in told and int(process.name) != os.getpid():
                 found.append(int(process.name))
     return found
+
+
+def state_of(pid: int) -> str:
+    """One letter of proc(5): R, S, T (stopped), Z; "" once it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return ""
+
+
+def is_alive(pid: int) -> bool:
+    return state_of(pid) not in ("", "Z")
 
 
 REAL_CONFIG = """

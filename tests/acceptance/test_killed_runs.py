@@ -33,13 +33,11 @@ from tests.acceptance.workshop import (
     SteadyClient,
     Workshop,
     always,
-    descendants,
-    is_alive,
-    state_of,
     teach,
     workshop,
 )
-from tests.conftest import MODEL, wait_for
+from tests.conftest import MODEL, is_alive, state_of, wait_for
+from trainer.memory import descendants
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -182,7 +180,7 @@ def test_promise_08_a_killed_workers_run_dies_with_it_and_another_worker_goes_on
     ):
         with shop.worker(accidents) as worker:
             wait_for(lambda: len(accidents.steps) > 2, 120, lambda: shop.log_of(job.id))
-            processes = descendants(worker.pid)
+            processes = [*descendants(worker.pid)]
             worker.kill()
             wait_for(lambda: not any(map(is_alive, processes)), 30)
         assert shop.job(job.id).state is JobState.RUNNING, "until its lease is over"

@@ -32,6 +32,7 @@ from adapters.versions import VersionRecord
 from loadtests.fake_engine.process import FakeEngine
 from tests.conftest import MODEL, Server, engines_config, running, wait_for
 from tests.unit.trainer.tiny import write_weights
+from trainer.memory import descendants
 
 RUN_SECONDS = 300.0
 """A run takes ten seconds, most of them for imports; a busy machine may take much longer."""
@@ -336,25 +337,3 @@ def always(look: Callable[[], None], seconds: float = 0.02) -> Iterator[None]:
         thread.join()
     if wrong:
         raise wrong[0]
-
-
-# -- processes -------------------------------------------------------------------------------------
-def descendants(pid: int) -> list[int]:
-    found: list[int] = []
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            for child in map(int, path.read_text().split()):
-                found += [child, *descendants(child)]
-    return found
-
-
-def state_of(pid: int) -> str:
-    """One letter of proc(5): R, S, T (stopped), Z; "" once it is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except OSError:
-        return ""
-
-
-def is_alive(pid: int) -> bool:
-    return state_of(pid) not in ("", "Z")
