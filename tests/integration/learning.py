@@ -99,7 +99,7 @@ def make_route(stack: RealStack) -> None:
         "cooldown_seconds": 86400,
         "release": "promote",
         "method": "supervised",
-        "hyperparameters": {"n_epochs": 2, "batch_size": 8},
+        "hyperparameters": {"n_epochs": 1, "batch_size": 8},
     }
     with stack.http() as http:
         made = http.post("/v1/routes", json={"name": ROUTE, "variant": stack.model})

@@ -123,19 +123,20 @@ def test_the_environment_of_the_settings_wins() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gpu", [False, True])
-def test_the_installed_vllm_knows_every_flag(gpu: bool) -> None:
+def test_the_installed_vllm_knows_every_flag() -> None:
+    import json
     import subprocess
     import sys
 
-    command = vllm_command(engine(), WEIGHTS, SOCKET, gpu)[3:]
+    commands = [vllm_command(engine(), WEIGHTS, SOCKET, gpu)[3:] for gpu in (False, True)]
     program = (
-        "import sys; from vllm.utils.argparse_utils import FlexibleArgumentParser;"
+        "import json, sys; from vllm.utils.argparse_utils import FlexibleArgumentParser;"
         "from vllm.entrypoints.launchers.cli_args import make_arg_parser;"
-        "make_arg_parser(FlexibleArgumentParser()).parse_args(sys.argv[1:])"
+        "parser = make_arg_parser(FlexibleArgumentParser());"
+        "[parser.parse_args(command) for command in json.loads(sys.argv[1])]"
     )
     result = subprocess.run(
-        [sys.executable, "-c", program, *command], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program, json.dumps(commands)], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr[-500:]
 
