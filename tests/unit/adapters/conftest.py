@@ -6,6 +6,7 @@ cluster on a Unix socket when the server's programs are installed; else those te
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -15,14 +16,17 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from adapters import schema
 from adapters.artifacts import ArtifactStore
 from adapters.database import Database
 from adapters.registry import Registry
 from tests.lora import TINY_CONFIG, write_lora
+from tests.migrated import migrated
 
 BASE = "base-model"
 
@@ -42,25 +46,52 @@ def postgres_url() -> Iterator[str]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A database of the test's own, empty, on each of the two; on PostgreSQL it is a schema of its own."""
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database of the test's own, without a schema, on each of the two."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'burnish.db'}"
         return
-    url = sa.make_url(request.getfixturevalue("postgres_url")).set(drivername="postgresql+psycopg")
-    name = f"test_{secrets.token_hex(6)}"
-    server = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
-    with server.connect() as connection:
-        connection.execute(sa.text(f"CREATE SCHEMA {name}"))
-    yield url.update_query_dict({"options": f"-csearch_path={name}"}).render_as_string(hide_password=False)
-    with server.connect() as connection:
-        connection.execute(sa.text(f"DROP SCHEMA {name} CASCADE"))
+    with _namespace(request.getfixturevalue("postgres_url")) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database of the test's own, with the newest schema and no rows but its first, on each of the two."""
+    if request.param == "sqlite":
+        migrated(tmp_path / "burnish.db").close()
+        yield f"sqlite:///{tmp_path / 'burnish.db'}"
+        return
+    url, database, first = request.getfixturevalue("postgres_database")
+    yield url
+    with database.begin() as connection:
+        for table in reversed(schema.metadata.sorted_tables):
+            connection.execute(table.delete())
+        for table, rows in first.items():
+            connection.execute(table.insert(), rows)
+
+
+@pytest.fixture(scope="session")
+def postgres_database(
+    postgres_url: str,
+) -> Iterator[tuple[str, Database, dict[sa.Table, list[dict[str, Any]]]]]:
+    """One for all tests, since PostgreSQL takes half a second to make a schema; and the rows that it has from the start."""
+    with _namespace(postgres_url) as url:
+        database = Database(url)
+        database.upgrade()
+        with database.read() as connection:
+            read = {
+                table: connection.execute(table.select()).mappings()
+                for table in schema.metadata.tables.values()
+            }
+            first = {table: [dict(row) for row in rows] for table, rows in read.items()}
+        yield url, database, {table: rows for table, rows in first.items() if rows}
+        database.close()
 
 
 @pytest.fixture
 def db(database_url: str) -> Iterator[Database]:
     database = Database(database_url)
-    database.upgrade()
     yield database
     database.close()
 
@@ -82,6 +113,19 @@ def registry(db: Database, artifacts: ArtifactStore) -> Registry:
 def lora(tmp_path: Path) -> Path:
     """A sound adapter for TINY_CONFIG."""
     return write_lora(tmp_path / "lora", TINY_CONFIG)
+
+
+@contextlib.contextmanager
+def _namespace(postgres_url: str) -> Iterator[str]:
+    """The URL of a new PostgreSQL schema, gone afterwards."""
+    url = sa.make_url(postgres_url).set(drivername="postgresql+psycopg")
+    name = f"test_{secrets.token_hex(6)}"
+    server = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    with server.connect() as connection:
+        connection.execute(sa.text(f"CREATE SCHEMA {name}"))
+    yield url.update_query_dict({"options": f"-csearch_path={name}"}).render_as_string(hide_password=False)
+    with server.connect() as connection:
+        connection.execute(sa.text(f"DROP SCHEMA {name} CASCADE"))
 
 
 def _postgres_programs() -> Path | None:

@@ -52,23 +52,26 @@ def test_upgrading_again_changes_nothing(db: Database) -> None:
         assert connection.execute(REVISION).scalar_one() == 1
 
 
-def test_processes_that_start_together_upgrade_once(database_url: str) -> None:
+def test_processes_that_start_together_upgrade_once(empty_url: str) -> None:
     code = "import sys; from adapters.database import Database; Database(sys.argv[1]).upgrade()"
-    started = [subprocess.Popen([sys.executable, "-c", code, database_url]) for _ in range(4)]
+    started = [subprocess.Popen([sys.executable, "-c", code, empty_url]) for _ in range(4)]
     assert [process.wait(timeout=60) for process in started] == [0, 0, 0, 0]
-    database = Database(database_url)
+    database = Database(empty_url)
     with database.read() as connection:
         assert connection.execute(REVISION).scalar_one() == 0
     database.close()
 
 
-def test_a_newer_schema_is_refused_and_left_alone(db: Database) -> None:
+def test_a_newer_schema_is_refused_and_left_alone(empty_url: str) -> None:
+    db = Database(empty_url)
+    db.upgrade()
     with db.begin() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(DatabaseError, match="written by a newer one"):
         db.upgrade()
     with db.read() as connection:
         assert connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar_one() == "9999"
+    db.close()
 
 
 def test_a_transaction_that_fails_leaves_nothing(db: Database) -> None:

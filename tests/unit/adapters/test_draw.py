@@ -23,6 +23,7 @@ from adapters.registry import Registry
 from adapters.routes import Routes
 from adapters.rows import Row, RowKind, parse_training
 from tests.judged import stored
+from tests.migrated import migrated
 
 POLICY = parse_policy(
     {
@@ -59,8 +60,7 @@ class Route:
 
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'burnish.db'}")
-    database.upgrade()
+    database = migrated(tmp_path / "burnish.db")
     Registry(database, ArtifactStore(tmp_path / "artifacts")).register_base("base-model", None)
     routes = Routes(database)
     routes.create("support", "base-model", "anna")

@@ -17,6 +17,7 @@ from adapters.completions import Completion, Completions, find_completion
 from adapters.database import Database
 from adapters.errors import Conflict, NotRecorded
 from adapters.writer import Writer
+from tests.migrated import migrated
 from tests.unit.adapters.test_completions import completion
 
 
@@ -167,8 +168,7 @@ async def test_an_event_loop_is_told_of_each_item(db: Database, writer: Writer) 
 
 
 def test_a_database_that_cannot_write_says_so_until_it_can_again(tmp_path: Path) -> None:
-    db = Database(f"sqlite:///{tmp_path / 'burnish.db'}")
-    db.upgrade()
+    db = migrated(tmp_path / "burnish.db")
     writer = Writer(db, 100)
     writer.put(completion("before")).result(10)
     with db.begin() as connection:

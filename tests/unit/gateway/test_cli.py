@@ -22,6 +22,7 @@ from adapters.placements import Placements
 from adapters.registry import Registry
 from adapters.versions import VersionState
 from tests.lora import TINY_CONFIG, write_lora
+from tests.migrated import migrated
 
 BASE = "smollm2-135m-instruct"
 COMMAND = [sys.executable, "-m", "gateway.cli"]
@@ -72,8 +73,7 @@ def cli(tmp_path: Path) -> Cli:
 @pytest.fixture
 def db(cli: Cli) -> Iterator[Database]:
     """The records that the command works on."""
-    database = Database(f"sqlite:///{cli.home / 'burnish.db'}")
-    database.upgrade()
+    database = migrated(cli.home / "burnish.db")
     yield database
     database.close()
 

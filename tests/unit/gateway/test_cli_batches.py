@@ -21,6 +21,7 @@ from adapters.files import Files, Purpose, StoredFile
 from adapters.jobs import Job, JobState
 from adapters.placements import Placements
 from gateway.cli.batch_watch import SPEED_SECONDS, Speed
+from tests.migrated import migrated
 
 COMMAND = [sys.executable, "-m", "gateway.cli"]
 CHAT = "/v1/chat/completions"
@@ -33,8 +34,7 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def db(home: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{home / 'burnish.db'}")
-    database.upgrade()
+    database = migrated(home / "burnish.db")
     yield database
     database.close()
 

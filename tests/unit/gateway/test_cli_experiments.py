@@ -21,6 +21,7 @@ from adapters.experiments import Experiments
 from adapters.looks import Looks
 from adapters.registry import Registry
 from adapters.routes import Routes
+from tests.migrated import migrated
 from tests.observed import crowd, plan, proved_versions
 
 COMMAND = [sys.executable, "-m", "gateway.cli"]
@@ -64,8 +65,7 @@ def cli(tmp_path: Path) -> Cli:
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[Database]:
     """The records that the command works on: route `support` on support@1, and two more proved versions."""
-    database = Database(f"sqlite:///{tmp_path / 'home' / 'burnish.db'}")
-    database.upgrade()
+    database = migrated(tmp_path / "home" / "burnish.db")
     registry = Registry(database, ArtifactStore(tmp_path / "home" / "artifacts"))
     registry.register_base("base-model", None)
     proved_versions(registry, tmp_path)

@@ -21,6 +21,7 @@ from adapters.database import Database
 from adapters.files import Files
 from adapters.jobs import EventDraft, Job, Jobs, JobState
 from adapters.routes import Routes
+from tests.migrated import migrated
 
 BASE = "smollm2-135m-instruct"
 COMMAND = [sys.executable, "-m", "gateway.cli"]
@@ -33,8 +34,7 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def db(home: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{home / 'burnish.db'}")
-    database.upgrade()
+    database = migrated(home / "burnish.db")
     yield database
     database.close()
 

@@ -18,6 +18,7 @@ from adapters.settings import Settings
 from adapters.versions import VersionState
 from gateway.imports import GATEWAY_SILENT_SECONDS, advance_removal, choose_base, import_adapter, largest_rank
 from tests.lora import TINY_CONFIG, write_lora
+from tests.migrated import migrated
 
 
 def vllm(name: str, model: str, max_lora_rank: int = 64) -> EngineSettings:
@@ -39,8 +40,7 @@ CLOUD = EngineSettings.model_validate(
 
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'burnish.db'}")
-    database.upgrade()
+    database = migrated(tmp_path / "burnish.db")
     yield database
     database.close()
 

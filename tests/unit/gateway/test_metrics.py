@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from adapters.database import Database
 from adapters.engine_settings import EngineSettings
 from adapters.errors import EngineFailed, NotFound
 from adapters.settings import Costs, Metrics, RouteTarget, Settings, Targets
@@ -19,6 +18,7 @@ from gateway.passage import Attempt, Ending
 from gateway.routing import Model
 from gateway.runtime import Runtime
 from gateway.traffic import Traffic
+from tests.migrated import migrated
 from tests.unit.adapters.test_completions import completion
 from tests.unit.gateway.test_tally import passage, target
 
@@ -79,8 +79,7 @@ async def runtime(tmp_path: Path) -> Any:
         targets=Targets(routes={"chat": RouteTarget(ttft_p95_seconds=0.5)}),
         costs=Costs(currency="EUR"),
     )
-    db = Database(f"sqlite:///{tmp_path / 'burnish.db'}")
-    db.upgrade()
+    db = migrated(tmp_path / "burnish.db")
     made = Runtime(settings, db, {})
     yield made
     made.writer.close()

@@ -18,14 +18,14 @@ from gateway.access import ANYBODY
 from gateway.endpoints import ENDPOINTS, Call
 from gateway.recorder import Recorder
 from gateway.routing import Target
+from tests.migrated import migrated
 
 ANSWER: dict[str, Any] = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello."}}]}
 
 
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'burnish.db'}")
-    database.upgrade()
+    database = migrated(tmp_path / "burnish.db")
     yield database
     database.close()
 

@@ -31,6 +31,7 @@ from gateway.shadow import PRIORITY, Shadows, in_shadow, is_drawn
 from gateway.upstream import Pool
 from loadtests.fake_engine.process import FakeEngine
 from tests.conftest import MODEL, free_port
+from tests.migrated import migrated
 
 HEALTH = Health(hold_seconds=0.0, max_attempts=2, total_timeout_seconds=20.0, first_byte_timeout_seconds=5.0)
 TARGET = Target("support", MODEL, None, ())
@@ -145,8 +146,7 @@ def fake() -> Iterator[FakeEngine]:
 
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'burnish.db'}")
-    database.upgrade()
+    database = migrated(tmp_path / "burnish.db")
     yield database
     database.close()
 

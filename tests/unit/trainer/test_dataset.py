@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from adapters.artifacts import ArtifactStore
 from adapters.completions import Completion, Completions
-from adapters.database import Database
 from adapters.datasets import Datasets
 from adapters.errors import BurnishError, InvalidRequest, NotFound, RowError, StaleWorker
 from adapters.feedback import Draft, give
@@ -30,6 +29,7 @@ from adapters.rows import Row, RowKind, Split
 from adapters.settings import Settings, Training
 from tests.judged import stored
 from tests.lora import TINY_CONFIG, write_lora
+from tests.migrated import migrated
 from tests.unit.trainer.tiny import row, tokenizer
 from trainer.dataset import Built, build, earlier_rows, read, snapshot
 from trainer.filters import prompt_key
@@ -381,9 +381,7 @@ class Shop:
         engine = {"name": "e0", "kind": "vllm", "model": BASE, "url": "http://127.0.0.1:1"}
         training = FEW.model_dump()
         self.settings = Settings.model_validate({"home": home, "engines": [engine], "training": training})
-        home.mkdir()
-        self.db = Database(self.settings.database)
-        self.db.upgrade()
+        self.db = migrated(home / "burnish.db")
         self.jobs = Jobs(self.db)
         self.seed = 0
         self.registry = Registry(self.db, ArtifactStore(self.settings.artifact_root))

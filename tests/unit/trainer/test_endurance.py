@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from adapters.database import Database
 from adapters.errors import EngineFailed
 from adapters.jobs import Wish
 from adapters.keys import Keys
 from adapters.load_tests import LoadTest
 from adapters.placements import Placements
+from tests.migrated import migrated
 from trainer import endurance
 from trainer.asking import Asker
 from trainer.gate import Outcome, Verdict
@@ -44,8 +44,7 @@ class Headrooms(Unwatched):
 
 @pytest.fixture
 def asker(tmp_path: Path) -> Iterator[Asker]:
-    db = Database(f"sqlite:///{tmp_path / 'burnish.db'}")
-    db.upgrade()
+    db = migrated(tmp_path / "burnish.db")
     Placements(db).heartbeat("gateway", "http://127.0.0.1:9")
     made = Asker(Keys(db), Placements(db), "run-1")
     yield made

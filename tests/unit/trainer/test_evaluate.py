@@ -18,6 +18,7 @@ from adapters.rows import Row
 from loadtests.fake_engine.process import FakeEngine
 from tests.conftest import MODEL, wait_for
 from tests.lora import TINY_CONFIG, write_lora
+from tests.migrated import migrated
 from tests.unit.trainer.tiny import row, tokenizer
 from trainer import evaluate
 from trainer.asking import Answers, Asker, Refused
@@ -33,8 +34,7 @@ MAX_MODEL_LEN = 4096
 
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[Database]:
-    made = Database(f"sqlite:///{tmp_path / 'burnish.db'}")
-    made.upgrade()
+    made = migrated(tmp_path / "burnish.db")
     yield made
     made.close()
 

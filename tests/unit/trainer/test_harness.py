@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from adapters.database import Database
 from adapters.errors import EngineFailed, InvalidRequest, Unavailable
 from adapters.jobs import Wish
 from adapters.keys import Keys
 from adapters.placements import Placements
+from tests.migrated import migrated
 from trainer import harness
 from trainer.asking import Asker
 from trainer.progress import Cancelled, Paused, Unwatched
@@ -51,8 +51,7 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def asker(tmp_path: Path) -> Iterator[Asker]:
-    db = Database(f"sqlite:///{tmp_path / 'burnish.db'}")
-    db.upgrade()
+    db = migrated(tmp_path / "burnish.db")
     Placements(db).heartbeat("gateway", URL)
     made = Asker(Keys(db), Placements(db), "run-1")
     yield made
@@ -177,8 +176,7 @@ def test_nothing_is_started_where_no_gateway_could_be_asked(
     tmp_path: Path, installed: Any, told: Path
 ) -> None:
     installed(GOOD)
-    db = Database(f"sqlite:///{tmp_path / 'empty.db'}")
-    db.upgrade()
+    db = migrated(tmp_path / "empty.db")
     with pytest.raises(Unavailable):
         run(Asker(Keys(db), Placements(db), "run-1"))
     assert not told.exists()

@@ -20,6 +20,7 @@ from adapters.routes import Challenger, Routes
 from adapters.settings import Settings
 from adapters.versions import VersionRecord, VersionState
 from tests.lora import TINY_CONFIG, write_lora
+from tests.migrated import migrated
 from trainer.evaluate import Contest, contest_of
 from trainer.gate import Rules, Verdict, judge
 from trainer.measures import Measure, Pair, Role
@@ -96,9 +97,7 @@ class Workshop:
 @pytest.fixture
 def shop(tmp_path: Path) -> Iterator[Workshop]:
     settings = Settings(home=tmp_path / "home")
-    settings.home.mkdir()
-    db = Database(settings.database)
-    db.upgrade()
+    db = migrated(settings.home / "burnish.db")
     registry = Registry(db, ArtifactStore(settings.artifact_root), [])
     registry.register_base(BASE, None)
     yield Workshop(db, registry, Routes(db), settings, tmp_path)

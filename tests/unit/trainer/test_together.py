@@ -25,6 +25,7 @@ from adapters.jobs import Job, Jobs, JobState
 from adapters.placements import Placements
 from adapters.settings import Settings, load_settings
 from tests.conftest import free_port, processes_of, wait_for
+from tests.migrated import migrated
 from tests.unit.trainer.tiny import row, write_weights
 from trainer import dataset, memory, together, train
 from trainer.dataset import Built
@@ -126,8 +127,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def db(home: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{home / 'burnish.db'}")
-    database.upgrade()
+    database = migrated(home / "burnish.db")
     yield database
     database.close()
 

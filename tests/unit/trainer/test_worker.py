@@ -17,6 +17,7 @@ import pytest
 from adapters.database import Database
 from adapters.jobs import Job, Jobs, JobState
 from adapters.settings import Settings
+from tests.migrated import migrated
 from trainer.worker import Worker
 
 PAYLOAD: dict[str, Any] = {}
@@ -84,9 +85,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def db(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
-    settings.home.mkdir(parents=True)
-    database = Database(settings.database)
-    database.upgrade()
+    database = migrated(settings.home / "burnish.db")
     monkeypatch.setenv("TEST_DATABASE", settings.database)
     monkeypatch.setenv("TEST_PIDS", str(settings.home / "pids"))
     yield database
