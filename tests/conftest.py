@@ -177,10 +177,11 @@ def start_server(home: Path, config: str, environ: dict[str, str] | None = None)
     return Server(home, port, process, file, env)
 
 
-def engines_config(*engines: FakeEngine, extra: str = "") -> str:
-    """A burnish.toml over fake engines, with a health watch quick enough for tests."""
+def engines_config(*engines: FakeEngine, extra: str = "", places: int = 128) -> str:
+    """A burnish.toml over fake engines that answer `places` at a time, with a health watch quick enough for tests."""
     tables = [
         f'[[engines]]\nname = "e{index}"\nkind = "vllm"\nmodel = "{engine.model}"\nurl = "{engine.url}"\n'
+        f"max_concurrent = {places}\n"
         for index, engine in enumerate(engines)
     ]
     idle = "" if "[training]" in extra else "\n[training]\nworker = false\n"

@@ -258,7 +258,7 @@ class Accidents:
 
 
 @contextlib.contextmanager
-def workshop(home: Path, config: str = "", *, worker: bool = False) -> Iterator[Workshop]:
+def workshop(home: Path, config: str = "", *, worker: bool = False, places: int = 128) -> Iterator[Workshop]:
     """A gateway over a fake engine, in a home with the tiny model's weights. `config`: more of a burnish.toml, its
     [training] table last."""
     write_weights(home / "weights" / MODEL)
@@ -266,7 +266,7 @@ def workshop(home: Path, config: str = "", *, worker: bool = False) -> Iterator[
     extra = f"{config.rstrip()}\nnice = false\nworker = {json.dumps(worker)}\n"
     with (
         FakeEngine(MODEL) as engine,
-        running(home, engines_config(engine, extra=extra)) as server,
+        running(home, engines_config(engine, extra=extra, places=places)) as server,
         contextlib.closing(Database(f"sqlite:///{home / 'burnish.db'}")) as db,
     ):
         yield Workshop(server, engine, db)
