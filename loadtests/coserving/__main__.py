@@ -136,6 +136,7 @@ def _plan(options: argparse.Namespace, model: str, results: Results) -> Plan:
     return Plan(
         model=model,
         asks=asks,
+        warm_asks=trace(options.seed + 2, options.warm_seconds, results.rate, _lengths(options)),
         seconds=options.seconds,
         warm_seconds=options.warm_seconds,
         batch_asks=crowd(options.seed + 1, lines, _lengths(options)) if needs_batch else (),
@@ -205,7 +206,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--warm-seconds",
         type=float,
         default=10.0,
-        help="of batch and training before the trace (%(default)s)",
+        help="of batch and training before the trace, and of people before a server's first (%(default)s)",
     )
     add("--batch-lines", type=int, help="else twice what the engine could answer in the time")
     add("--training-rows", type=int, default=1000, help="gone through 50 times at most (%(default)s)")

@@ -70,6 +70,7 @@ class Plan:
 
     model: str
     asks: tuple[Ask, ...]
+    warm_asks: tuple[Ask, ...]
     seconds: float
     warm_seconds: float
     batch_asks: tuple[Ask, ...]
@@ -84,10 +85,21 @@ class Stage:
         self._url = url
         self._plan = plan
         self._last_answer = time.monotonic()  # the server has just asked its engine for its greeting
+        self._is_warm = False
+
+    async def warm(self) -> None:
+        """People whom nobody counts, once: the first who ask a new engine wait for what it makes on its first requests,
+        and of a server's scenarios those would be the ones of `alone`."""
+        if not self._is_warm:
+            await alone(self._url, self._plan.model, self._plan.warm_asks)
+            self._is_warm = True
+            self._last_answer = time.monotonic()
 
     async def measure(self, scenario: Scenario, number: int) -> Measured:
         """One scenario in round `number`. Raises RuntimeError where its batch or its run does not work."""
         plan = self._plan
+        if scenario.interactive:
+            await self.warm()
         await asyncio.sleep(REST_SECONDS)
         if not scenario.interactive:
             await asyncio.sleep(self._last_answer + QUIET_SECONDS - time.monotonic())

@@ -18,7 +18,7 @@ import pytest
 from adapters.settings import load_settings
 from loadtests.coserving.background import tokens_a_step
 from loadtests.coserving.results import Measured, Results, Work
-from loadtests.coserving.scenarios import SCENARIOS, targets_of
+from loadtests.coserving.scenarios import SCENARIOS, Plan, Stage, targets_of
 from loadtests.coserving.table import is_in_target, latencies, table
 from loadtests.fake_engine.process import FakeEngine
 from loadtests.percentiles import percentile
@@ -247,6 +247,16 @@ def test_an_engines_environment_may_be_set(tmp_path: Path) -> None:
     file = tmp_path / "burnish.toml"
     file.write_text(settings_text(System("real", tmp_path, given), "", None, priority=True))
     assert load_settings(file, {}).engines[0].env == given["engine"]["env"]
+
+
+def test_a_servers_first_people_are_not_counted(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loadtests.coserving.scenarios.REST_SECONDS", 0.0)
+    counted, others = (Ask(0.0, "word", 2),) * 3, (Ask(0.0, "word", 2),) * 2
+    plan = Plan(MODEL, counted, others, 0.5, 0.0, (), training_rows=0, training_batch_size=0)
+    stage, scenario = Stage(engine.url, plan), next(one for one in SCENARIOS if one.name == "alone")
+    found = [asyncio.run(stage.measure(scenario, number)) for number in (1, 2)]
+    assert [len(each.answers) for each in found] == [3, 3]
+    assert len(engine.requests("/v1/chat/completions")) == 2 + 3 + 3
 
 
 def test_every_scenario_has_its_counterpart_without_priorities() -> None:
