@@ -17,8 +17,9 @@ PIP := -m pip install --no-deps --disable-pip-version-check --quiet
 serve: $(STAMP)
 	@exec $(BIN)/burnish serve
 
-# Most of them on up to eight cores, a file after the other on each; those that look at times alone; then those on a real vLLM.
-TOGETHER := -m pytest -n auto --maxprocesses 8 --dist loadfile --ignore tests/integration
+# Most of them on up to eight cores, a file after the other on each (in the folders' order: the acceptance tests have the longest
+# files, and those should not be last); those that look at times alone; then those on a real vLLM.
+TOGETHER := -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --ignore tests/integration
 ALONE := -m pytest --ignore tests/integration
 
 test: $(STAMP) $(CLIENTS)/.installed
