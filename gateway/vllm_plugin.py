@@ -1,9 +1,10 @@
 """What an engine of ours does otherwise than vLLM 0.32 by itself. vLLM loads it in each of its processes, by the entry point
-`vllm.general_plugins` of pyproject.toml; here alone vLLM is imported, and nothing else of Burnish.
+`vllm.general_plugins` of pyproject.toml; here alone vLLM is imported, and of Burnish only `vllm_lora`.
 
 Owns how long vLLM's processes wait for each other actively. Between two steps a reader asks its queue again and again for a
 second (vllm-project/vllm#52814 would make that a setting), so while anybody is answered the scheduler takes a whole core to
-wait for the worker. Beside a GPU that core has nothing else to do; on a CPU it is one that a run would train on.
+wait for the worker. Beside a GPU that core has nothing else to do; on a CPU it is one that a run would train on. And on a CPU
+it puts `vllm_lora` in the place of vLLM's own LoRA.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import logging
 import os
 from typing import Any
 
+from gateway import vllm_lora
+
 BUSY_WAIT = "BURNISH_BUSY_WAIT_SECONDS"
 """How long a reader asks before it sleeps until it is told; in the environment of the engine. Without it: as vLLM has it."""
 
@@ -19,6 +22,11 @@ log = logging.getLogger("burnish.vllm_plugin")
 
 
 def register() -> None:
+    wait_as_told()
+    multiply_by_adapter()
+
+
+def wait_as_told() -> None:
     given = os.environ.get(BUSY_WAIT)
     if given is None:
         return
@@ -30,6 +38,19 @@ def register() -> None:
     from vllm.distributed.device_communicators import shm_broadcast
 
     wait_no_longer(shm_broadcast.SpinCondition, seconds)
+
+
+def multiply_by_adapter() -> None:
+    """On a CPU; elsewhere vLLM's kernels do as much by themselves."""
+    try:
+        from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+        from vllm.platforms import current_platform
+    except ImportError:
+        is_known = False
+    else:
+        is_known = not current_platform.is_cpu() or vllm_lora.replace(PunicaWrapperCPU)
+    if not is_known:
+        log.warning("lora_unknown: this vLLM multiplies adapters in another way; it is left as it is")
 
 
 def wait_no_longer(condition: Any, seconds: float) -> None:

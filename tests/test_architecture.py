@@ -31,6 +31,9 @@ FORBIDDEN = {
 VLLM_PLUGIN = ROOT / "gateway" / "vllm_plugin.py"
 """The one module that vLLM imports, not the gateway."""
 
+VLLM_LORA = ROOT / "gateway" / "vllm_lora.py"
+"""And the one that it brings along."""
+
 PURE = {
     "gateway/routing.py": {"adapters"},
     "gateway/access.py": {"adapters", "gateway"},
@@ -113,7 +116,16 @@ def test_packages_import_one_way(package: str) -> None:
 
 
 def test_what_runs_within_vllm_brings_nothing_of_the_gateway_along() -> None:
-    assert not imported(VLLM_PLUGIN) & {*PACKAGES, "torch"}
+    assert not imported(VLLM_LORA) & {*PACKAGES, "torch", "vllm"}
+    assert imported(VLLM_PLUGIN) & {*PACKAGES, "torch"} == {"gateway"}
+    ours = [
+        node
+        for node in ast.walk(ast.parse(VLLM_PLUGIN.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "gateway"
+    ]
+    assert [(node.module, [alias.name for alias in node.names]) for node in ours] == [
+        ("gateway", [VLLM_LORA.stem])
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(PURE))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,44 @@ def test_two_adapters_answer_otherwise_than_the_base_and_than_each_other(real_st
     assert len(set(answers.values())) == 3, answers
     for name in real_stack.adapter_names:
         assert greedy(real_stack, f"{name}@1") == answers[name]
+
+
+def test_promise_06_who_asks_beside_others_gets_the_answer_that_they_get_alone(real_stack: RealStack) -> None:
+    """Also the base model's, once each of the engine's slots has an adapter in it (vllm-project/vllm#48421)."""
+    names = (*real_stack.adapter_names, "third", "fourth")  # as many as there are slots
+    for seed, name in enumerate(names[2:], 3):
+        lora = write_lora(
+            real_stack.server.home / "sources" / name,
+            smollm2(real_stack), seed=seed, rank=16, scale=0.08, target_modules=ALL_LINEAR,
+        )  # fmt: skip
+        real_stack.server.burnish("adapters", "add", name, str(lora))
+    models = (MODEL, *names)
+    alone = {model: likely(real_stack, model) for model in models}
+    for one, other in itertools.combinations(models, 2):
+        assert not agree(alone[one], alone[other]), (one, other)
+    with ThreadPoolExecutor(3 * len(models)) as pool:
+        beside = [
+            *zip(models * 3, pool.map(lambda model: likely(real_stack, model), models * 3), strict=True)
+        ]
+    for model, found in beside:
+        assert agree(found, alone[model]), (model, found, alone[model])
+
+
+def likely(stack: RealStack, model: str) -> dict[str, float]:
+    """The five likeliest first tokens of an answer, and their log-probabilities, in nats."""
+    answer = stack.client(timeout=120).chat.completions.create(
+        model=model, messages=QUESTION, max_tokens=1, temperature=0, logprobs=True, top_logprobs=5
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    (first,) = logprobs.content or []
+    return {token.token: token.logprob for token in first.top_logprobs}
+
+
+def agree(one: dict[str, float], other: dict[str, float]) -> bool:
+    """But for what rounding does, also in bfloat16."""
+    both = {*one} & {*other}
+    return len(both) >= 4 and all(abs(one[token] - other[token]) < 0.1 for token in both)
 
 
 def test_promise_06_every_answer_names_the_adapter_that_made_it(real_stack: RealStack) -> None:

@@ -1,4 +1,4 @@
-"""How long vLLM's processes wait for each other actively. On a real vLLM: tests/integration/test_real_engine.py."""
+"""What vLLM is told by the plugin. On a real vLLM: tests/integration/test_real_engine.py."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def test_promise_11_a_time_that_is_none_is_said_and_ends_no_engine(
     monkeypatch.setitem(sys.modules, "vllm", None)
     vllm_plugin.register()
     assert caplog.messages == [
-        "busy_wait_ignored: BURNISH_BUSY_WAIT_SECONDS is 'never', and no number of seconds"
+        "busy_wait_ignored: BURNISH_BUSY_WAIT_SECONDS is 'never', and no number of seconds",
+        "lora_unknown: this vLLM multiplies adapters in another way; it is left as it is",
     ]
 
 
