@@ -17,7 +17,7 @@ import pytest
 
 from loadtests.learning import Question, questions
 from tests.conftest import RealStack
-from tests.integration.learning import ROUTE, Learned, ask, give
+from tests.integration.learning import AT_ONCE, ROUTE, Learned, ask, give
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -43,7 +43,7 @@ def serve_customers(client: openai.OpenAI, some: list[Question]) -> dict[str, st
         give(client, id, value=text == question.gold)
         return question.user, adapter.split(" ")[0]
 
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         return dict(pool.map(one, some))
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from loadtests.learning import questions
 from tests.conftest import RealStack, wait_for
-from tests.integration.learning import ROUTE, Learned, ask, exact_match, give
+from tests.integration.learning import AT_ONCE, ROUTE, Learned, ask, exact_match, give
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -77,7 +77,7 @@ def test_promise_10_a_planted_bad_batch_does_not_pass_the_gate(
     known = {question.text for question in (*learned.asked, *learned.held_out)}
     bad = [q for q in questions(3, BAD, [f"ghost-{n}" for n in range(BAD)]) if q.text not in known]
     wait_for(lambda: _may(planted))
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         answers = list(pool.map(lambda question: ask(planted, question), bad))
     right = [(id, q) for q, (id, text, _) in zip(bad, answers, strict=True) if text == q.gold]
     assert len(right) > 0.8 * len(bad)
