@@ -47,7 +47,7 @@ def test_python_clients_pass(real_stack: Any) -> None:
         pytest.fail("the clients' environment is missing: run `make clients-venv`")
     suite = [str(PYTHON), "-m", "pytest", "tests/clients/python", "--tb=short"]
     environment = clients_environment(real_stack)
-    run([*suite, "-m", "not alone", "-n", "4", "--dist", "worksteal"], environment)
+    run([*suite, "-m", "not alone", "-n", "8", "--dist", "worksteal"], environment)
     run([*suite, "-m", "alone"], environment)
 
 
