@@ -24,7 +24,7 @@ USERS = 40
 ASKED = 80
 HELD_OUT = 16
 AT_ONCE = 16
-"""Many at a time: on a CPU an engine answers sixteen in little more time than four."""
+"""Many at a time: on a CPU an engine answers eight in little more time than four."""
 PAUSE_SECONDS = 3.0
 """Of the visitor, between an answer and the next question."""
 
