@@ -170,7 +170,7 @@ def test_a_wish_is_obeyed_between_questions(
     loaded.set(tokens=12, ttft_seconds=0.05)
     with pytest.raises(raised):
         run(asker, rendering, tmp_path / "a.jsonl", rows_for("yes", 30), watch=Impatient())
-    assert loaded.stats()["requests"] < 20
+    assert loaded.stats()["requests"] <= 3 + 2 * evaluate.AT_ONCE  # of 90
 
 
 def test_a_busy_gateway_is_asked_again(
