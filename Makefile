@@ -10,7 +10,8 @@ BIN := $(VENV)/bin
 BURNISH_ENGINE ?= $(if $(wildcard /dev/nvidia0),cuda,cpu)
 STAMP := $(VENV)/.installed-$(BURNISH_ENGINE)
 CLIENTS := .venv-clients
-PIP := -m pip install --no-deps --disable-pip-version-check --quiet
+# Python compiles what it imports; pip would compile all of it, and of torch and vLLM little is ever imported.
+PIP := -m pip install --no-deps --no-compile --disable-pip-version-check --quiet
 
 .PHONY: serve test test-fast check dashboards simulate lint install clients-venv lock clean
 
