@@ -21,57 +21,20 @@ from adapters.database import Database
 from adapters.placements import Placements
 from adapters.registry import Registry
 from adapters.versions import VersionState
+from tests.command import COMMAND, Command
 from tests.lora import TINY_CONFIG, write_lora
 from tests.migrated import migrated
 
 BASE = "smollm2-135m-instruct"
-COMMAND = [sys.executable, "-m", "gateway.cli"]
-
-
-class Cli:
-    """`burnish` on a home of its own."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith("BURNISH_")}
-        self.environ = {**inherited, "BURNISH_HOME": str(home)}
-
-    def run(self, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [*COMMAND, *arguments], env=self.environ, capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == status, done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
-        return done
-
-    def json(self, *arguments: str, status: int = 0) -> Any:
-        return json.loads(self.run(*arguments, "--json", status=status).stdout)
-
-    def refused(self, *arguments: str, status: int = 1) -> str:
-        """The one line that an error is."""
-        done = self.run(*arguments, status=status)
-        (line,) = done.stderr.splitlines()
-        assert line.startswith("burnish: ")
-        assert done.stdout == ""
-        return line
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*COMMAND, *arguments],
-            env=self.environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    return Cli(tmp_path / "home")
+def cli(tmp_path: Path) -> Command:
+    return Command(tmp_path / "home")
 
 
 @pytest.fixture
-def db(cli: Cli) -> Iterator[Database]:
+def db(cli: Command) -> Iterator[Database]:
     """The records that the command works on."""
     database = migrated(cli.home / "burnish.db")
     yield database
@@ -79,7 +42,7 @@ def db(cli: Cli) -> Iterator[Database]:
 
 
 @pytest.fixture
-def registry(cli: Cli, db: Database) -> Registry:
+def registry(cli: Command, db: Database) -> Registry:
     return Registry(db, ArtifactStore(cli.home / "artifacts"))
 
 
@@ -98,13 +61,13 @@ def two_versions(registry: Registry, tmp_path: Path) -> None:
         registry.set_state(f"support@{number}", VersionState.PROVED, None, "test")
 
 
-def test_without_a_verb_it_says_what_there_is(cli: Cli) -> None:
+def test_without_a_verb_it_says_what_there_is(cli: Command) -> None:
     help_text = cli.run().stdout
     for verb in ("serve", "adapters", "routes", "promote", "rollback", "keys", "engines", "settings"):
         assert f"\n  {verb} " in help_text
 
 
-def test_the_installed_command_is_the_same(cli: Cli) -> None:
+def test_the_installed_command_is_the_same(cli: Command) -> None:
     installed = Path(sys.executable).with_name("burnish")
     if not installed.exists():
         pytest.skip("burnish is not installed in this environment")
@@ -120,19 +83,19 @@ def test_verbs_load_nothing_that_is_slow() -> None:
     assert slow & set(loaded.stdout.split()) == set()
 
 
-def test_an_adapter_added_while_nothing_serves_waits_for_serve(cli: Cli, lora: Path) -> None:
+def test_an_adapter_added_while_nothing_serves_waits_for_serve(cli: Command, lora: Path) -> None:
     done = cli.run("adapters", "add", "support", str(lora))
     assert done.stdout.startswith("support@1  staged  sha256:")
     assert done.stderr == "it will be loaded and proved when serving starts: burnish serve\n"
     assert cli.json("routes", "show", "support")["variant"] == "support@1"
 
 
-def test_an_adapters_path_may_be_relative(cli: Cli, lora: Path) -> None:
+def test_an_adapters_path_may_be_relative(cli: Command, lora: Path) -> None:
     relative = os.path.relpath(lora)
     assert cli.json("adapters", "add", "support", relative)["id"] == "support@1"
 
 
-def test_the_list_is_aligned_text_in_a_pipe_and_json_for_machines(cli: Cli, two_versions: None) -> None:
+def test_the_list_is_aligned_text_in_a_pipe_and_json_for_machines(cli: Command, two_versions: None) -> None:
     header, first, second = cli.run("adapters", "list").stdout.splitlines()
     assert header.split()[:2] == ["VERSION", "STATE"]
     assert first.index("proved") == second.index("proved") == header.index("STATE")
@@ -141,7 +104,7 @@ def test_the_list_is_aligned_text_in_a_pipe_and_json_for_machines(cli: Cli, two_
     assert [version["id"] for version in listed["data"]] == ["support@1", "support@2"]
 
 
-def test_a_version_shows_what_it_is_and_who_let_it_in(cli: Cli, two_versions: None) -> None:
+def test_a_version_shows_what_it_is_and_who_let_it_in(cli: Command, two_versions: None) -> None:
     shown = cli.json("adapters", "show", "support@2")
     assert (shown["object"], shown["base_model"], shown["state"]) == ("adapter.version", BASE, "proved")
     assert shown["approval"]["kind"] == "override"
@@ -155,7 +118,7 @@ def test_a_version_shows_what_it_is_and_who_let_it_in(cli: Cli, two_versions: No
     ]
 
 
-def test_on_a_terminal_the_table_is_drawn(cli: Cli, two_versions: None) -> None:
+def test_on_a_terminal_the_table_is_drawn(cli: Command, two_versions: None) -> None:
     ours, theirs = pty.openpty()
     environ = {**cli.environ, "TERM": "xterm", "COLUMNS": "200"}
     done = subprocess.run([*COMMAND, "adapters", "list"], env=environ, stdout=theirs, timeout=60)
@@ -167,25 +130,25 @@ def test_on_a_terminal_the_table_is_drawn(cli: Cli, two_versions: None) -> None:
     assert "───" in drawn
 
 
-def test_what_preflight_refuses_is_one_line_and_leaves_nothing(cli: Cli, lora: Path) -> None:
+def test_what_preflight_refuses_is_one_line_and_leaves_nothing(cli: Command, lora: Path) -> None:
     (lora / "adapter_model.safetensors").write_bytes(b"not safetensors at all")
     assert "adapter_model.safetensors" in cli.refused("adapters", "add", "support", str(lora))
     assert cli.json("adapters", "list")["data"] == []
 
 
-def test_unknown_things_are_refused_with_exit_code_1(cli: Cli) -> None:
+def test_unknown_things_are_refused_with_exit_code_1(cli: Command) -> None:
     assert "no adapter 'nothing'" in cli.refused("adapters", "show", "nothing")
     assert "no route 'nothing'" in cli.refused("promote", "nothing@1")
     assert "no key 'nothing'" in cli.refused("keys", "revoke", "nothing")
 
 
-def test_wrong_usage_is_exit_code_2_and_names_the_help(cli: Cli) -> None:
+def test_wrong_usage_is_exit_code_2_and_names_the_help(cli: Command) -> None:
     assert cli.refused("adapters", "add", "support", status=2).endswith("See `burnish adapters add --help`.")
     assert "No such command 'adapter'" in cli.refused("adapter", status=2)
     assert "--route" in cli.refused("promote", BASE, status=2)
 
 
-def test_wrong_settings_are_exit_code_2_and_name_the_key(cli: Cli, tmp_path: Path) -> None:
+def test_wrong_settings_are_exit_code_2_and_name_the_key(cli: Command, tmp_path: Path) -> None:
     file = tmp_path / "burnish.toml"
     file.write_text("prot = 8001\n")
     assert "did you mean `port`?" in cli.refused("--config", str(file), "adapters", "list", status=2)
@@ -194,7 +157,7 @@ def test_wrong_settings_are_exit_code_2_and_name_the_key(cli: Cli, tmp_path: Pat
 
 
 def test_promote_and_rollback_change_what_the_route_stands_for(
-    cli: Cli, db: Database, two_versions: None
+    cli: Command, db: Database, two_versions: None
 ) -> None:
     assert cli.run("promote", "support@2").stdout == "support -> support@2  (before: support@1)\n"
     assert cli.json("routes", "show", "support")["history"] == ["support@1"]
@@ -205,7 +168,9 @@ def test_promote_and_rollback_change_what_the_route_stands_for(
     assert actors.pop().startswith("cli:")
 
 
-def test_a_route_of_another_name_is_promoted_and_rolled_back_by_name(cli: Cli, two_versions: None) -> None:
+def test_a_route_of_another_name_is_promoted_and_rolled_back_by_name(
+    cli: Command, two_versions: None
+) -> None:
     assert cli.json("routes", "create", "beta", BASE)["variant"] == BASE
     assert cli.json("promote", "support@1", "--route", "beta")["variant"] == "support@1"
     cli.run("promote", "support@2", "--route", "beta")
@@ -215,7 +180,7 @@ def test_a_route_of_another_name_is_promoted_and_rolled_back_by_name(cli: Cli, t
     assert "beta" not in cli.run("routes", "list").stdout
 
 
-def test_a_challenger_gets_its_share_and_loses_it(cli: Cli, two_versions: None) -> None:
+def test_a_challenger_gets_its_share_and_loses_it(cli: Command, two_versions: None) -> None:
     told = cli.run("routes", "challenge", "support", "support@2=0.05").stdout
     assert told == "support -> support@1\n  5.0% -> support@2\n"
     assert cli.json("routes", "show", "support")["challengers"] == {"support@2": 0.05}
@@ -224,14 +189,16 @@ def test_a_challenger_gets_its_share_and_loses_it(cli: Cli, two_versions: None) 
     assert cli.run("routes", "challenge", "support").stdout == "support -> support@1\n"
 
 
-def test_an_unproved_version_is_not_promoted(cli: Cli, lora: Path, two_versions: None) -> None:
+def test_an_unproved_version_is_not_promoted(cli: Command, lora: Path, two_versions: None) -> None:
     cli.run("adapters", "add", "support", str(lora))
     line = cli.refused("promote", "support@3")
     assert "staged" in line
     assert "canary" in line
 
 
-def test_removing_ends_at_once_when_nothing_serves(cli: Cli, registry: Registry, two_versions: None) -> None:
+def test_removing_ends_at_once_when_nothing_serves(
+    cli: Command, registry: Registry, two_versions: None
+) -> None:
     digest = registry.version("support@2").digest
     assert cli.run("adapters", "remove", "support@2").stdout == "support@2  removed\n"
     assert not registry.artifacts.exists(digest)
@@ -240,7 +207,7 @@ def test_removing_ends_at_once_when_nothing_serves(cli: Cli, registry: Registry,
     assert (removed["id"], removed["state"]) == ("support@2", "removed")
 
 
-def test_a_keys_secret_is_all_of_stdout_and_shown_once(cli: Cli) -> None:
+def test_a_keys_secret_is_all_of_stdout_and_shown_once(cli: Command) -> None:
     done = cli.run("keys", "create", "--name", "app", "--scope", "inference", "--scope", "admin")
     secret = done.stdout.strip()
     assert secret.startswith("sk-burnish-")
@@ -256,7 +223,7 @@ def test_a_keys_secret_is_all_of_stdout_and_shown_once(cli: Cli) -> None:
     cli.refused("keys", "create", "--name", "x", "--scope", "everything", status=2)
 
 
-def test_a_keys_limits_are_given_shown_changed_and_lifted(cli: Cli) -> None:
+def test_a_keys_limits_are_given_shown_changed_and_lifted(cli: Command) -> None:
     made = cli.json("keys", "create", "--name", "app", "--rpm", "60", "--concurrent", "4")
     limits = {"requests_per_minute": 60, "tokens_per_minute": None, "concurrent_requests": 4}
     assert made["limits"] == limits
@@ -273,7 +240,7 @@ def test_a_keys_limits_are_given_shown_changed_and_lifted(cli: Cli) -> None:
     assert "--rpm" in cli.run("keys", "limit", "app", "--rpm", "-1", status=2).stderr
 
 
-def test_settings_are_shown_without_secrets(cli: Cli, tmp_path: Path) -> None:
+def test_settings_are_shown_without_secrets(cli: Command, tmp_path: Path) -> None:
     file = tmp_path / "burnish.toml"
     file.write_text(
         'database_url = "postgresql://burnish:hush-1@db/burnish"\n'
@@ -289,14 +256,14 @@ def test_settings_are_shown_without_secrets(cli: Cli, tmp_path: Path) -> None:
     assert json.loads(shown)["database_url"] == "postgresql://burnish:***@db/burnish"
 
 
-def test_engines_need_a_gateway(cli: Cli, db: Database) -> None:
+def test_engines_need_a_gateway(cli: Command, db: Database) -> None:
     assert "burnish serve" in cli.refused("engines")
     _be_a_gateway(db)
     assert "http://127.0.0.1:9" in cli.refused("engines")
 
 
 def test_add_waits_for_a_living_gateway_and_tells_its_verdict(
-    cli: Cli, db: Database, registry: Registry, lora: Path
+    cli: Command, db: Database, registry: Registry, lora: Path
 ) -> None:
     _be_a_gateway(db)
     adding = cli.start("adapters", "add", "support", str(lora), "--json")
@@ -310,7 +277,7 @@ def test_add_waits_for_a_living_gateway_and_tells_its_verdict(
     assert refusal.startswith("burnish: support@1 is failed: engine e0: too odd;")
 
 
-def test_add_can_be_told_how_long_to_wait(cli: Cli, db: Database, lora: Path) -> None:
+def test_add_can_be_told_how_long_to_wait(cli: Command, db: Database, lora: Path) -> None:
     _be_a_gateway(db)
     done = cli.run("adapters", "add", "support", str(lora), "--timeout", "0.2", status=1)
     assert "not proved yet" in done.stderr
@@ -318,7 +285,7 @@ def test_add_can_be_told_how_long_to_wait(cli: Cli, db: Database, lora: Path) ->
 
 
 def test_ctrl_c_is_exit_code_130_and_no_traceback(
-    cli: Cli, db: Database, registry: Registry, lora: Path
+    cli: Command, db: Database, registry: Registry, lora: Path
 ) -> None:
     _be_a_gateway(db)
     adding = cli.start("adapters", "add", "support", str(lora))
@@ -329,7 +296,7 @@ def test_ctrl_c_is_exit_code_130_and_no_traceback(
     assert "Traceback" not in err
 
 
-def test_a_reader_that_leaves_early_is_no_error_to_speak_of(cli: Cli) -> None:
+def test_a_reader_that_leaves_early_is_no_error_to_speak_of(cli: Command) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(

@@ -7,7 +7,6 @@ import os
 import pty
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,9 +20,9 @@ from adapters.files import Files, Purpose, StoredFile
 from adapters.jobs import Job, JobState
 from adapters.placements import Placements
 from gateway.cli.batch_watch import SPEED_SECONDS, Speed
+from tests.command import Command
 from tests.migrated import migrated
 
-COMMAND = [sys.executable, "-m", "gateway.cli"]
 CHAT = "/v1/chat/completions"
 
 
@@ -63,28 +62,12 @@ def written(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def environ(home: Path) -> dict[str, str]:
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("BURNISH_")}
-    return {**inherited, "BURNISH_HOME": str(home)}
-
-
 def run(home: Path, *arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [*COMMAND, "batches", *map(str, arguments)],
-        env=environ(home),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done
+    return Command(home, "batches").run(*arguments, status=status)
 
 
 def start(home: Path, *arguments: str | Path, **streams: Any) -> subprocess.Popen[str]:
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
-    command = [*COMMAND, "batches", *map(str, arguments)]
-    return subprocess.Popen(command, env=environ(home), text=True, **pipes)
+    return Command(home, "batches").start(*arguments, **streams)
 
 
 def wait_for(check: Callable[[], Any], seconds: float = 20.0) -> Any:
@@ -184,9 +167,7 @@ def test_a_file_may_be_as_large_as_the_settings_say(home: Path, data: Path) -> N
     config = home / "burnish.toml"
     home.mkdir(exist_ok=True)
     config.write_text("[batches]\nmax_file_bytes = 100\n")
-    command = [*COMMAND, "--config", str(config), "batches", "create", str(data)]
-    done = subprocess.run(command, env=environ(home), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
+    done = Command(home).run("--config", config, "batches", "create", data, status=1)
     assert "may have 100" in done.stderr
 
 

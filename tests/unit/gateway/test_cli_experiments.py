@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,45 +19,16 @@ from adapters.experiments import Experiments
 from adapters.looks import Looks
 from adapters.registry import Registry
 from adapters.routes import Routes
+from tests.command import Command
 from tests.migrated import migrated
 from tests.observed import crowd, plan, proved_versions
 
-COMMAND = [sys.executable, "-m", "gateway.cli"]
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-class Cli:
-    """`burnish experiments` on a home of its own."""
-
-    def __init__(self, home: Path) -> None:
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith("BURNISH_")}
-        self.environ = {**inherited, "BURNISH_HOME": str(home)}
-
-    def run(self, *arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
-        command = [*COMMAND, "experiments", *map(str, arguments)]
-        done = subprocess.run(command, env=self.environ, capture_output=True, text=True, timeout=120)
-        assert done.returncode == status, done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
-        return done
-
-    def out(self, *arguments: str | Path) -> str:
-        return self.run(*arguments).stdout
-
-    def json(self, *arguments: str | Path) -> Any:
-        return json.loads(self.out(*arguments, "--json"))
-
-    def refused(self, *arguments: str | Path, status: int = 1) -> str:
-        """The one line that an error is."""
-        done = self.run(*arguments, status=status)
-        (line,) = done.stderr.splitlines()
-        assert line.startswith("burnish: ")
-        assert done.stdout == ""
-        return line
-
-
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    return Cli(tmp_path / "home")
+def cli(tmp_path: Path) -> Command:
+    return Command(tmp_path / "home", "experiments")
 
 
 @pytest.fixture
@@ -100,7 +69,7 @@ def line(text: str, begin: str) -> str:
 
 
 # -- begun ---------------------------------------------------------------------------------------
-def test_an_experiment_begins_in_one_line(cli: Cli, db: Database, experiments: Experiments) -> None:
+def test_an_experiment_begins_in_one_line(cli: Command, db: Database, experiments: Experiments) -> None:
     done = cli.run("create", "support", "--challenger", "support@2")
     assert done.stdout == "support-1  running\n  50.0% -> support@1\n  50.0% -> support@2\n"
     assert done.stderr == "it begins when serving starts: burnish serve\n"
@@ -109,7 +78,7 @@ def test_an_experiment_begins_in_one_line(cli: Cli, db: Database, experiments: E
     assert made.plan.policy.value == "test"
 
 
-def test_shares_policy_name_and_the_plans_keys_can_be_given(cli: Cli, db: Database) -> None:
+def test_shares_policy_name_and_the_plans_keys_can_be_given(cli: Command, db: Database) -> None:
     made = cli.json(
         *("create", "support", "--challenger", "support@2=0.1", "--challenger", "support@3=0.2"),
         *("--policy", "fixed", "--name", "autumn", "--set", "alpha=0.01", "--set", "on_promote=act"),
@@ -123,7 +92,7 @@ def test_shares_policy_name_and_the_plans_keys_can_be_given(cli: Cli, db: Databa
 
 
 def test_a_plan_comes_from_a_file_and_what_is_said_beside_it_wins(
-    cli: Cli, db: Database, tmp_path: Path
+    cli: Command, db: Database, tmp_path: Path
 ) -> None:
     file = tmp_path / "plan.json"
     file.write_text(json.dumps({"challengers": ["support@2"], "policy": "canary", "alpha": 0.1}))
@@ -173,7 +142,7 @@ def test_a_plan_comes_from_a_file_and_what_is_said_beside_it_wins(
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(
-    cli: Cli, db: Database, tmp_path: Path, arguments: list[str], status: int, words: str
+    cli: Command, db: Database, tmp_path: Path, arguments: list[str], status: int, words: str
 ) -> None:
     files = {name: tmp_path / name.lower() for name in ("NONE", "BAD", "LIST")}
     files["BAD"].write_text("{nope")
@@ -183,13 +152,13 @@ def test_what_cannot_be_is_said_in_one_line(
     assert cli.json("list")["data"] == []
 
 
-def test_a_route_has_one_experiment(cli: Cli, running: Experiment) -> None:
+def test_a_route_has_one_experiment(cli: Command, running: Experiment) -> None:
     told = cli.refused("create", "support", "--challenger", "support@3")
     assert "has an experiment already: 'support-1' (running)" in told
 
 
 # -- seen ----------------------------------------------------------------------------------------
-def test_experiments_are_listed_the_newest_first(cli: Cli, running: Experiment) -> None:
+def test_experiments_are_listed_the_newest_first(cli: Command, running: Experiment) -> None:
     cli.run("stop", "support-1", "--reason", "too early")
     cli.run("create", "support", "--challenger", "support@3=0.25")
     header, newest, oldest = cli.out("list").splitlines()
@@ -204,7 +173,7 @@ def test_experiments_are_listed_the_newest_first(cli: Cli, running: Experiment) 
     assert cli.json("list", "--route", "other")["data"] == []
 
 
-def test_too_few_voices_are_shown_as_cannot_tell_yet(cli: Cli, running: Experiment) -> None:
+def test_too_few_voices_are_shown_as_cannot_tell_yet(cli: Command, running: Experiment) -> None:
     shown = cli.out("show", "support-1")
     told = fields(shown)
     assert (told["state"], told["policy"], told["route"]) == ("running", "test", "support")
@@ -220,7 +189,7 @@ def test_too_few_voices_are_shown_as_cannot_tell_yet(cli: Cli, running: Experime
 
 
 def test_every_number_of_a_running_experiment_is_on_the_screen(
-    cli: Cli, db: Database, running: Experiment
+    cli: Command, db: Database, running: Experiment
 ) -> None:
     crowd(db, running, "support@1", 40, liked=20, log_ttft=-2.302585, log_length=3.912023)
     crowd(db, running, "support@2", 40, liked=24, log_ttft=-1.609438, log_length=4.60517)
@@ -245,7 +214,7 @@ def test_every_number_of_a_running_experiment_is_on_the_screen(
     assert "verdict" not in fields(shown)
 
 
-def test_the_machines_view_has_the_same_numbers(cli: Cli, db: Database, running: Experiment) -> None:
+def test_the_machines_view_has_the_same_numbers(cli: Command, db: Database, running: Experiment) -> None:
     crowd(db, running, "support@2", 40, liked=24)
     shown = cli.json("show", "support-1")
     assert shown["id"] == running.id
@@ -254,7 +223,7 @@ def test_the_machines_view_has_the_same_numbers(cli: Cli, db: Database, running:
 
 
 def test_a_verdict_is_shown_with_its_reasons_and_what_was_done(
-    cli: Cli, db: Database, running: Experiment, looks: Looks
+    cli: Command, db: Database, running: Experiment, looks: Looks
 ) -> None:
     crowd(db, running, "support@1", 200, liked=20)
     crowd(db, running, "support@2", 200, liked=180)
@@ -269,7 +238,7 @@ def test_a_verdict_is_shown_with_its_reasons_and_what_was_done(
 
 
 def test_a_challenger_that_a_guardrail_has_stopped_is_named_with_the_reason(
-    cli: Cli, db: Database, experiments: Experiments, looks: Looks
+    cli: Command, db: Database, experiments: Experiments, looks: Looks
 ) -> None:
     both = experiments.create("support", plan("support@2", "support@3"), "anna", now=1000.0)
     crowd(db, both, "support@1", 60)
@@ -281,7 +250,9 @@ def test_a_challenger_that_a_guardrail_has_stopped_is_named_with_the_reason(
     assert cli.json("show", "support-1")["shares"].keys() == {"support@1", "support@2"}
 
 
-def test_a_breach_that_ends_it_is_marked(cli: Cli, db: Database, running: Experiment, looks: Looks) -> None:
+def test_a_breach_that_ends_it_is_marked(
+    cli: Command, db: Database, running: Experiment, looks: Looks
+) -> None:
     crowd(db, running, "support@1", 60)
     crowd(db, running, "support@2", 60, error=1.0)
     looks.look_at_all(1500.0)
@@ -291,7 +262,7 @@ def test_a_breach_that_ends_it_is_marked(cli: Cli, db: Database, running: Experi
     assert errors == ["support@2", "error_rate", "+2.0%", "+100.0%", "breached"]
 
 
-def test_a_broken_split_is_said_loudly(cli: Cli, db: Database, running: Experiment, looks: Looks) -> None:
+def test_a_broken_split_is_said_loudly(cli: Command, db: Database, running: Experiment, looks: Looks) -> None:
     crowd(db, running, "support@1", 300, liked=150)
     crowd(db, running, "support@2", 30, liked=15)
     looks.look_at_all(1500.0)
@@ -301,13 +272,15 @@ def test_a_broken_split_is_said_loudly(cli: Cli, db: Database, running: Experime
     assert "chi-square p" in told["sample ratio"]
 
 
-def test_of_a_route_that_is_gone_there_is_nothing_to_see(cli: Cli, db: Database, running: Experiment) -> None:
+def test_of_a_route_that_is_gone_there_is_nothing_to_see(
+    cli: Command, db: Database, running: Experiment
+) -> None:
     Routes(db).delete("support", "anna")
     assert "there is nothing to see" in cli.out("show", "support-1")
 
 
 # -- steered -------------------------------------------------------------------------------------
-def test_stopping_says_where_the_traffic_went(cli: Cli, running: Experiment) -> None:
+def test_stopping_says_where_the_traffic_went(cli: Command, running: Experiment) -> None:
     stopped = cli.out("stop", "support-1", "--reason", "a holiday")
     assert stopped == "support-1  ended: all traffic to the default of support\n"
     told = fields(cli.out("show", "support-1"))
@@ -317,7 +290,7 @@ def test_stopping_says_where_the_traffic_went(cli: Cli, running: Experiment) -> 
     assert "has ended" in cli.refused("decide", "support-1", "support@2")
 
 
-def test_a_person_decides(cli: Cli, db: Database, running: Experiment) -> None:
+def test_a_person_decides(cli: Command, db: Database, running: Experiment) -> None:
     assert "is no variant of 'support-1': support@1, support@2" in cli.refused(
         "decide", "support-1", "support@3"
     )
@@ -325,14 +298,16 @@ def test_a_person_decides(cli: Cli, db: Database, running: Experiment) -> None:
     assert Routes(db).get("support").variant == "support@2"
 
 
-def test_the_control_can_be_kept(cli: Cli, db: Database, running: Experiment) -> None:
+def test_the_control_can_be_kept(cli: Command, db: Database, running: Experiment) -> None:
     kept = cli.json("decide", "support-1", "support@1")
     assert (kept["state"], kept["verdict"]["outcome"]) == ("ended", "keep")
     assert Routes(db).get("support").variant == "support@1"
 
 
 # -- estimated -----------------------------------------------------------------------------------
-def test_an_estimate_has_its_intervals_and_its_caveat(cli: Cli, db: Database, running: Experiment) -> None:
+def test_an_estimate_has_its_intervals_and_its_caveat(
+    cli: Command, db: Database, running: Experiment
+) -> None:
     crowd(db, running, "support@1", 60, liked=20)
     crowd(db, running, "support@2", 60, liked=45)
     told = fields(cli.out("estimate", "support", "support@2", "--alpha", "0.1"))
@@ -344,7 +319,7 @@ def test_an_estimate_has_its_intervals_and_its_caveat(cli: Cli, db: Database, ru
     assert cli.json("estimate", "support", "support@2")["rows"] == 120
 
 
-def test_a_log_that_cannot_say_is_an_answer_and_no_failure(cli: Cli, db: Database) -> None:
+def test_a_log_that_cannot_say_is_an_answer_and_no_failure(cli: Command, db: Database) -> None:
     told = fields(cli.out("estimate", "support", "support@2"))
     assert told["value"].startswith("cannot tell: no judged answer of 'support'")
     assert cli.json("estimate", "support", "support@2")["value"] is None
@@ -365,7 +340,7 @@ def marks(part: ET.Element) -> int:
 
 
 def test_the_plot_has_three_panels_with_all_series_and_the_verdict(
-    cli: Cli, db: Database, experiments: Experiments, looks: Looks, tmp_path: Path
+    cli: Command, db: Database, experiments: Experiments, looks: Looks, tmp_path: Path
 ) -> None:
     running = experiments.create("support", plan("support@2", on_promote="act"), "anna", now=1000.0)
     for day in range(1, 7):
@@ -403,7 +378,7 @@ def test_the_plot_has_three_panels_with_all_series_and_the_verdict(
 
 
 def test_the_plot_marks_a_breach(
-    cli: Cli, db: Database, running: Experiment, looks: Looks, tmp_path: Path
+    cli: Command, db: Database, running: Experiment, looks: Looks, tmp_path: Path
 ) -> None:
     crowd(db, running, "support@1", 60)
     crowd(db, running, "support@2", 60, error=1.0)
@@ -416,7 +391,7 @@ def test_the_plot_marks_a_breach(
 
 
 def test_a_guardrail_that_tolerates_nothing_and_an_odd_name_can_be_drawn(
-    cli: Cli, db: Database, experiments: Experiments, looks: Looks, tmp_path: Path
+    cli: Command, db: Database, experiments: Experiments, looks: Looks, tmp_path: Path
 ) -> None:
     """A canary's score may not fall at all, and a model may be called what a formula would be."""
     odd = "a$b$<&>"
@@ -432,7 +407,7 @@ def test_a_guardrail_that_tolerates_nothing_and_an_odd_name_can_be_drawn(
 
 
 def test_the_same_looks_make_the_same_file(
-    cli: Cli, db: Database, running: Experiment, looks: Looks, tmp_path: Path
+    cli: Command, db: Database, running: Experiment, looks: Looks, tmp_path: Path
 ) -> None:
     crowd(db, running, "support@1", 60)
     crowd(db, running, "support@2", 60, error=1.0)
@@ -442,14 +417,14 @@ def test_the_same_looks_make_the_same_file(
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
-def test_without_a_look_there_is_nothing_to_draw(cli: Cli, running: Experiment, tmp_path: Path) -> None:
+def test_without_a_look_there_is_nothing_to_draw(cli: Command, running: Experiment, tmp_path: Path) -> None:
     file = tmp_path / "x.svg"
     assert "nobody has looked at 'support-1' yet" in cli.refused("plot", "support-1", "-o", file)
     assert not file.exists()
 
 
 def test_a_plot_that_cannot_be_written_is_one_line(
-    cli: Cli, db: Database, running: Experiment, looks: Looks, tmp_path: Path
+    cli: Command, db: Database, running: Experiment, looks: Looks, tmp_path: Path
 ) -> None:
     crowd(db, running, "support@1", 5)
     looks.look_at_all(1500.0)

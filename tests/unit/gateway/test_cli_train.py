@@ -7,7 +7,6 @@ import os
 import pty
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,10 +20,10 @@ from adapters.database import Database
 from adapters.files import Files
 from adapters.jobs import EventDraft, Job, Jobs, JobState
 from adapters.routes import Routes
+from tests.command import Command
 from tests.migrated import migrated
 
 BASE = "smollm2-135m-instruct"
-COMMAND = [sys.executable, "-m", "gateway.cli"]
 
 
 @pytest.fixture
@@ -54,23 +53,12 @@ def written(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def environ(home: Path) -> dict[str, str]:
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("BURNISH_")}
-    return {**inherited, "BURNISH_HOME": str(home)}
-
-
 def run(home: Path, *arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [*COMMAND, *map(str, arguments)], env=environ(home), capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done
+    return Command(home).run(*arguments, status=status)
 
 
 def start(home: Path, *arguments: str | Path, **streams: Any) -> subprocess.Popen[str]:
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
-    return subprocess.Popen([*COMMAND, *map(str, arguments)], env=environ(home), text=True, **pipes)
+    return Command(home).start(*arguments, **streams)
 
 
 def wait_for(check: Callable[[], Any], seconds: float = 20.0) -> Any:
