@@ -310,6 +310,7 @@ def test_nothing_asks_for_completions_and_what_is_large_is_asked_by_an_index(
             assert not re.match(r"SCAN (feedback|job_events|experiment_looks|observations)", step), statement
 
 
+@pytest.mark.alone  # it compares times
 def test_what_was_counted_once_is_not_counted_again(db: Database) -> None:
     """By the time it takes: each reading takes a small part of the first one's, which reads all there is."""
     rows = [
