@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import scipy
+from scipy import special
 
 from adapters.statistics import Sums
 
@@ -70,7 +70,7 @@ def _probability_best(means_K: Array, deviations_K: Array) -> Array:
     best_K = np.empty(len(means_K))
     for k, (mean, deviation) in enumerate(zip(means_K, deviations_K, strict=True)):
         theta_G = mean + deviation * z_G
-        below_KG = scipy.special.ndtr((theta_G - means_K[:, None]) / deviations_K[:, None])
+        below_KG = special.ndtr((theta_G - means_K[:, None]) / deviations_K[:, None])
         below_KG[k] = 1.0
         best_K[k] = (weights_G * below_KG.prod(axis=0)).sum()
     share_K: Array = best_K / best_K.sum()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import scipy
+from scipy import optimize, special
 
 from adapters.statistics import CannotTell, Interval, N, Sums
 
@@ -28,7 +28,7 @@ def log_e_rate(n: N, y: N, rate: N) -> N:
     Written for coin tosses, it holds for any values in [0, 1]: (q/p)^y ((1-q)/(1-p))^(1-y) is convex in y, so its
     mean is at most that of a coin of the same mean, which is 1.
     """
-    mixture = scipy.special.betaln(JEFFREYS + y, JEFFREYS + n - y) - scipy.special.betaln(JEFFREYS, JEFFREYS)
+    mixture = special.betaln(JEFFREYS + y, JEFFREYS + n - y) - special.betaln(JEFFREYS, JEFFREYS)
     log_e: N = mixture - _log_likelihood(n, y, rate)
     return log_e
 
@@ -42,8 +42,8 @@ def rate_sequence(sums: Sums, alpha: float) -> Interval | CannotTell:
     def excess(rate: float) -> float:
         return log_e_rate(float(sums.n), min(sums.y, float(sums.n)), rate) + math.log(alpha)
 
-    lower = scipy.optimize.bisect(excess, 0.0, estimate) if excess(0.0) > 0 else 0.0
-    upper = scipy.optimize.bisect(excess, estimate, 1.0) if excess(1.0) > 0 else 1.0
+    lower = optimize.bisect(excess, 0.0, estimate) if excess(0.0) > 0 else 0.0
+    upper = optimize.bisect(excess, estimate, 1.0) if excess(1.0) > 0 else 1.0
     return Interval(estimate, lower, upper)
 
 
@@ -105,11 +105,10 @@ def log_e_counts(counts: Sequence[N], shares: Sequence[float]) -> N:
     and not at shares that anyone would notice.
     """
     total = sum(counts)
-    gammaln = scipy.special.gammaln
-    log_e = gammaln(SRM_CONCENTRATION) - gammaln(SRM_CONCENTRATION + total)
+    log_e = special.gammaln(SRM_CONCENTRATION) - special.gammaln(SRM_CONCENTRATION + total)
     for count, share in zip(counts, shares, strict=True):
         weight = SRM_CONCENTRATION * share
-        log_e = log_e + gammaln(weight + count) - gammaln(weight) - count * math.log(share)
+        log_e = log_e + special.gammaln(weight + count) - special.gammaln(weight) - count * math.log(share)
     return log_e  # type: ignore[no-any-return]
 
 
@@ -123,12 +122,12 @@ def chi_square_p(counts: Sequence[int], shares: Sequence[float]) -> float | Cann
     if len(expected) < 2 or min(expected) < 5:
         return CannotTell("an arm is expected to have fewer than 5 units")
     statistic = sum((c - e) ** 2 / e for c, e in zip(counts, expected, strict=True))
-    return float(scipy.special.chdtrc(len(expected) - 1, statistic))
+    return float(special.chdtrc(len(expected) - 1, statistic))
 
 
 # -- the parts ----------------------------------------------------------------------------------------
 def _log_likelihood(n: N, y: N, rate: N) -> N:
-    log_likelihood: N = scipy.special.xlogy(y, rate) + scipy.special.xlog1py(n - y, -rate)
+    log_likelihood: N = special.xlogy(y, rate) + special.xlog1py(n - y, -rate)
     return log_likelihood
 
 
@@ -139,7 +138,5 @@ def _likeliest_rate(n1: float, y1: float, n0: float, y0: float, margin: float) -
         return -float(_log_likelihood(n1, y1, rate + margin) + _log_likelihood(n0, y0, rate))
 
     bounds = (max(0.0, -margin), min(1.0, 1.0 - margin))
-    found = scipy.optimize.minimize_scalar(
-        unlikely, bounds=bounds, method="bounded", options={"xatol": 1e-10}
-    )
+    found = optimize.minimize_scalar(unlikely, bounds=bounds, method="bounded", options={"xatol": 1e-10})
     return float(found.x)

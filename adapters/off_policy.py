@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import scipy
+from scipy import special
 
 from adapters.statistics import CannotTell, Interval
 
@@ -132,7 +132,7 @@ def _clustered(value_N: Array, unit_N: npt.NDArray[np.intp], alpha: float) -> In
     total_U = _by_unit(value_N - mean, unit_N)
     count = len(total_U)
     error = math.sqrt(count / (count - 1) * float(total_U @ total_U)) / len(value_N)
-    radius = float(scipy.special.ndtri(1 - alpha / 2)) * error
+    radius = float(special.ndtri(1 - alpha / 2)) * error
     return Interval(mean, mean - radius, mean + radius)
 
 

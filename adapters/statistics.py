@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import scipy
+from scipy import special
 
 Array = npt.NDArray[np.float64]
 N = TypeVar("N", float, Array)
@@ -289,4 +289,4 @@ def _too_few(units: int, least: int, where: str = "") -> CannotTell:
 
 
 def _z(alpha: float) -> float:
-    return float(scipy.special.ndtri(1 - alpha / 2))
+    return float(special.ndtri(1 - alpha / 2))
