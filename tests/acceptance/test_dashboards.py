@@ -30,7 +30,7 @@ import pytest
 import yaml
 
 from tests.acceptance.experimenting import CHALLENGER, ROUTE, served_name, user_of
-from tests.acceptance.workshop import RUN_SECONDS, TOLERANT, Workshop, teach, workshop
+from tests.acceptance.workshop import HYPERPARAMETERS, RUN_SECONDS, TOLERANT, Workshop, teach, workshop
 from tests.conftest import MODEL, Server, free_port, wait_for
 from tests.unit.dashboards.asked import PROMETHEUS, boards, of_panels, panels, replaced
 from trainer.memory import descendants
@@ -326,7 +326,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         shop.make_route("orders")
         experiments(shop.server)
         with People(shop.server) as people:
-            job = shop.order("orders", extra_body={"route": "orders"})
+            long = {**HYPERPARAMETERS, "n_epochs": 25}  # so that its steps are seen by more than one look
+            job = shop.order("orders", extra_body={"route": "orders"}, hyperparameters=long)
             batch(shop.client)
             things_go_wrong(shop)
             loses_its_worker(shop, job.id)

@@ -16,7 +16,7 @@ import pytest
 from gateway.generation_shapes import trace_id
 from loadtests.fake_engine.process import FakeEngine
 from tests.acceptance.workshop import HARD, TOLERANT, teach, workshop
-from tests.conftest import MODEL, Server, engines_config, free_port, running, start_server
+from tests.conftest import MODEL, Server, engines_config, free_port, running, start_server, wait_for
 from tests.otlp import Collector, Seen, collecting, decoded
 from trainer.tracing import ids_of
 
@@ -114,6 +114,7 @@ def test_an_engine_that_failed_has_a_span_beside_the_one_that_answered(
     with collecting() as collector:
         extra = tracing(collector.url)
         with running(tmp_path / "home", engines_config(first, second, extra=extra)) as server:
+            wait_for(lambda: "Burnish is ready" in server.log)  # it asks a question of its own before
             for engine in engines:
                 engine.set(fault="close_before_headers", fault_count=1)
             answers = [ask(server) for _ in range(4)]
