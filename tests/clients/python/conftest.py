@@ -4,6 +4,7 @@ Owns the coordinates (`BURNISH_TEST_*`) and the plain clients built from them. D
 was started, nor anything of its code: the suite judges what any OpenAI-compatible URL answers.
 """
 
+import gc
 import os
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from dataclasses import dataclass
 import httpx
 import openai
 import pytest
+
+# The clients are imported once a process, hundreds of thousands of objects that stay: no use in looking through them on the way.
+gc.set_threshold(50_000, 20, 20)
 
 # Some clients phone home by default; a test of a local gateway has no business with that.
 os.environ.update(
