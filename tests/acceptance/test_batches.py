@@ -17,8 +17,6 @@ from openai.types import Batch, CreateEmbeddingResponse
 from loadtests.fake_engine.process import FakeEngine
 from tests.conftest import MODEL, Server, engines_config, running, wait_for
 
-pytestmark = pytest.mark.alone
-
 CHAT = "/v1/chat/completions"
 ENDED = ("completed", "failed", "expired", "cancelled")
 
@@ -444,6 +442,7 @@ def test_a_list_is_answered_in_its_order_whatever_some_of_it_fails_with(client: 
         assert found["data"][index]["body"]["choices"][0]["message"]["content"] == alone
 
 
+@pytest.mark.alone
 def test_a_list_is_asked_at_once_and_may_name_its_endpoint(engine: FakeEngine, client: openai.OpenAI) -> None:
     engine.set(ttft_seconds=0.5)
     prompts = [{"model": MODEL, "prompt": f"{n}", "max_tokens": 2} for n in range(16)]
@@ -486,6 +485,7 @@ def test_a_client_that_leaves_ends_the_whole_list(engine: FakeEngine, server: Se
     assert stats["aborted"] == stats["requests"] > 0
 
 
+@pytest.mark.alone
 def test_others_are_answered_while_a_large_list_is(engine: FakeEngine, server: Server) -> None:
     engine.set(ttft_seconds=0.02)
     requests = [chat("x " * 1000) for _ in range(128)]

@@ -29,8 +29,6 @@ from tests.acceptance.experimenting import (
 )
 from tests.conftest import MODEL, Server, engines_config, free_port, running, wait_for
 
-pytestmark = pytest.mark.alone
-
 ASK: dict[str, Any] = {"model": ROUTE, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 6}
 HALF: dict[str, Any] = {"challengers": [CHALLENGER], "guardrails": {"error_rate": None}}
 
@@ -233,6 +231,7 @@ def test_pinned_and_unrecorded_requests_are_no_evidence(server: Server, observed
 
 
 # -- an engine of another kind ---------------------------------------------------------------------
+@pytest.mark.alone
 def test_an_engine_that_is_not_there_costs_clients_no_wait(engine: FakeEngine, tmp_path: Path) -> None:
     cloud = f'\n[[engines]]\nname = "cloud"\nkind = "openai"\nurl = "http://127.0.0.1:{free_port()}"\nmodels = ["llama"]\n'
     with running(tmp_path / "home", engines_config(engine) + cloud) as server:

@@ -23,8 +23,6 @@ from loadtests.fake_engine.process import FakeEngine
 from tests.conftest import MODEL, Server, engines_config, running
 from tests.lora import TINY_CONFIG
 
-pytestmark = pytest.mark.alone
-
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 ADDRESS = "http://127.0.0.1:8000"

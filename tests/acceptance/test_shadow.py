@@ -28,8 +28,6 @@ from tests.acceptance.experimenting import (
 )
 from tests.conftest import MODEL, Server, engines_config, running, wait_for
 
-pytestmark = pytest.mark.alone
-
 ASK: dict[str, Any] = {
     "model": ROUTE,
     "messages": [{"role": "user", "content": "hello"}],
@@ -214,6 +212,7 @@ def test_a_share_of_the_requests_is_asked_again(server: Server, fake: FakeEngine
     assert 20 <= asked <= 85  # 50 are expected; this leaves five standard deviations
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("streams", [False, True])
 def test_a_slow_challenger_slows_nobody(
     server: Server, fake: FakeEngine, observed: Observed, streams: bool
@@ -232,6 +231,7 @@ def test_a_slow_challenger_slows_nobody(
     assert sorted(took)[2] < SLOW_SECONDS / 2, "the median: a busy machine may hold up any one"
 
 
+@pytest.mark.alone
 def test_a_challenger_that_hangs_is_given_few_requests_and_holds_up_nothing_not_even_the_end(
     gateway_on_fake: Server, engine: FakeEngine
 ) -> None:

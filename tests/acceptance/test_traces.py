@@ -20,8 +20,6 @@ from tests.conftest import MODEL, Server, engines_config, free_port, running, st
 from tests.otlp import Collector, Seen, collecting, decoded
 from trainer.tracing import ids_of
 
-pytestmark = pytest.mark.alone
-
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 CHAT = "/v1/chat/completions"
 KEYS = {"LANGFUSE_PUBLIC_KEY": "pk-lf-acceptance", "LANGFUSE_SECRET_KEY": "sk-lf-acceptance"}
@@ -154,6 +152,7 @@ def test_without_tracing_the_clients_context_goes_on_to_the_engine(
     assert "traceparent" not in heard(engine)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("how", ["unreachable", "hangs", "refuses"])
 def test_a_collector_that_is_away_costs_requests_nothing_and_holds_no_stop_up(
     how: str, engine: FakeEngine, tmp_path: Path
