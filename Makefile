@@ -10,7 +10,9 @@ BIN := $(VENV)/bin
 BURNISH_ENGINE ?= $(if $(wildcard /dev/nvidia0),cuda,cpu)
 STAMP := $(VENV)/.installed-$(BURNISH_ENGINE)
 CLIENTS := .venv-clients
-# Python compiles what it imports; pip would compile all of it, and of torch and vLLM little is ever imported.
+# Python compiles what it imports, the first time; pip would compile all of it, and of torch and vLLM little is ever imported.
+# It has to be let: where nothing is compiled to stay, a run takes three times as long to begin.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := -m pip install --no-deps --no-compile --disable-pip-version-check --quiet
 
 .PHONY: serve test test-fast check dashboards simulate lint install clients-venv lock clean
