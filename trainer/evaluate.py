@@ -38,6 +38,8 @@ while people wait (promise 7)."""
 CAP_FACTOR, CAP_SLACK_TOKENS = 2, 64
 CASE_SLACK_TOKENS = 16
 """A case of the regression set is right or not; an answer longer than that is not."""
+BEGINNING_TOKENS = 8
+"""Enough to know most answers that will not be right."""
 
 MOST_CASES = 50
 
@@ -310,17 +312,31 @@ class _Asking:
 def _regressions(
     asking: _Asking, contest: Contest, cases: Sequence[_Rendered], max_model_len: int
 ) -> list[Measure]:
-    """First the rival alone: only what it answers right can be broken."""
+    """First the rival alone: only what it answers right can be broken, and most of what it does not begins otherwise."""
     told = {contest.rival: Told(), "candidate": Told()}
     rival = {contest.rival: contest.names[contest.rival]}
 
     def cap(r: _Rendered) -> int | None:
         return _within(r.answer_tokens + CASE_SLACK_TOKENS, r, max_model_len)
 
-    asking.speak(rival, cases, cap, told)
-    right = [r for r in cases if _is_right(told[contest.rival], r.row)]
+    def beginning(r: _Rendered) -> int | None:
+        whole = cap(r)
+        return whole and min(whole, BEGINNING_TOKENS)
+
+    asking.speak(rival, cases, beginning, told)
+    hopeful = [r for r in cases if _begins_right(told[contest.rival], r.row)]
+    asking.speak(rival, hopeful, cap, told)
+    right = [r for r in hopeful if _is_right(told[contest.rival], r.row)]
     asking.speak({"candidate": contest.candidate}, right, cap, told)
     return [scoring.regressions([r.row for r in right], told)] if right else []
+
+
+def _begins_right(told: Told, row: Row) -> bool:
+    """Whether what was said so far may become the accepted answer; of a call that is cut nobody can say."""
+    answer = told.spoken.get(row.id)
+    if answer is None or row.tools:
+        return answer is not None
+    return measures.begins(answer, measures.text_of(row.answer))
 
 
 def _is_right(told: Told, row: Row) -> bool:

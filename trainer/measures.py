@@ -86,6 +86,12 @@ def exact_match(answer: Answer, reference: str) -> float:
     return float(not answer.truncated and _plain(answer.text) == _plain(reference))
 
 
+def begins(answer: Answer, reference: str) -> bool:
+    """Whether the two may still become the same but for white space, were the answer to go on where it was cut."""
+    said = _plain(answer.text.rstrip("\ufffd"))  # half a character
+    return _plain(reference).startswith(said) and (answer.truncated or said == _plain(reference))
+
+
 def json_match(answer: Answer, reference: str) -> float | None:
     """1.0 if both are the same JSON value; None where the reference is no JSON object or array."""
     wanted = json_value(reference)

@@ -220,6 +220,24 @@ def test_only_what_the_rival_answers_right_can_be_broken(
     assert "regressions" not in [measure.name for measure in held.measures]
 
 
+def test_a_rival_whose_answer_begins_otherwise_is_not_heard_to_the_end(
+    loaded: FakeEngine, asker: Asker, rendering: Rendering, tmp_path: Path
+) -> None:
+    right, wrong = rows_for(text_of(loaded, INCUMBENT), 2), [row(f"other {i}", "else") for i in range(4)]
+    before = len(loaded.requests())
+    found = run(asker, rendering, tmp_path / "a.jsonl", [], cases=[*right, *wrong])
+    assert [(p.candidate, p.incumbent) for p in named(found, "regressions").pairs] == [(0.0, 1.0)] * 2
+    bodies = [request["body"] for request in loaded.requests()[before:]]
+    caps = {
+        model: sorted(body["max_tokens"] for body in bodies if body["model"] == model)
+        for model in (CANDIDATE, INCUMBENT)
+    }
+    short = evaluate.BEGINNING_TOKENS
+    assert caps[INCUMBENT] == [short] * 6 + caps[CANDIDATE]
+    assert len(caps[CANDIDATE]) == 2
+    assert min(caps[CANDIDATE]) > short
+
+
 def test_cases_are_the_newest_answers_that_were_put_right() -> None:
     fixed = [row(f"q{i}", rejected="no", created=float(i), feedback_id=f"f{i}") for i in range(5)]
     thumb = row("thumb", liked=False, feedback_id="f9")

@@ -31,6 +31,27 @@ def test_exact_match_looks_past_white_space_alone(said: str, reference: str, val
     assert measures.exact_match(answer(said), reference) == value
 
 
+@pytest.mark.parametrize(
+    ("said", "cut", "begins"),
+    [
+        ("the red", True, True),
+        (" the  re", True, True),
+        ("", True, True),
+        ("the r\ufffd", True, True),
+        ("the blue", True, False),
+        ("The red", True, False),
+        ("the red lamp", True, True),  # its end may come next
+        ("the red lamp, please", True, False),
+        ("the red", False, False),
+        ("the red lamp\n", False, True),
+    ],
+)
+def test_an_answer_begins_right_if_it_may_still_become_the_reference(
+    said: str, cut: bool, begins: bool
+) -> None:
+    assert measures.begins(answer(said, truncated=cut), "the red  lamp") is begins
+
+
 def test_json_is_compared_as_a_value_where_the_reference_is_one() -> None:
     assert measures.json_match(answer('{"b": 2, "a": 1}'), '{"a":1,"b":2}') == 1.0
     assert measures.json_match(answer("Sure! {}"), "{}") == 0.0
