@@ -270,14 +270,16 @@ def test_locusts_own_statistics_have_lines_for_ttft_itl_and_tokens(server: Serve
         "4",
         "-t",
         "4s",
-        "--csv",
+        "--stop-timeout",  # who is being answered then is answered to the end
+        "60s",
+        "--json-file",
         str(tmp_path / "out"),
     ]
     done = subprocess.run(
         [*command, *options], capture_output=True, text=True, timeout=120, env=server.environ
     )
     assert done.returncode == 0, done.stderr
-    kinds = {line.split(",")[0] for line in (tmp_path / "out_stats.csv").read_text().splitlines()}
+    kinds = {line["method"] for line in json.loads((tmp_path / "out.json").read_text())}
     assert {"POST", "TTFT", "ITL", "TOKENS/S"} <= kinds
 
 
