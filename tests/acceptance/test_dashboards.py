@@ -35,10 +35,7 @@ from tests.conftest import MODEL, Server, free_port, wait_for
 from tests.unit.dashboards.asked import PROMETHEUS, boards, of_panels, panels, replaced
 from trainer.memory import descendants
 
-pytestmark = [
-    pytest.mark.alone,
-    pytest.mark.skipif(shutil.which("prometheus") is None, reason="Debian's package: prometheus"),
-]
+pytestmark = pytest.mark.skipif(shutil.which("prometheus") is None, reason="Debian's package: prometheus")
 
 DATA_SECONDS = 90.0
 """How long after all has happened the last panel may still have nothing to show: a look at the experiment has to come, and

@@ -23,8 +23,6 @@ from loadtests.fake_engine.process import FakeEngine
 from tests.acceptance.experimenting import CHALLENGER, begin, served_name, shown
 from tests.conftest import Server, engines_config, running, wait_for
 
-pytestmark = pytest.mark.alone
-
 LIKED = {"support@1": 0.3, "support@2": 0.8, "support@3": 0.05}
 """How often simulated users like each version's answers."""
 
@@ -208,6 +206,7 @@ class Load:
             self.answers.append((began, answer.headers.get("x-burnish-adapter", "").split(" ")[0]))
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(240)
 async def test_a_guardrail_breach_under_load_ends_the_challengers_traffic_on_every_gateway(
     server: Server, engine: FakeEngine, capsys: pytest.CaptureFixture[str]

@@ -12,8 +12,6 @@ import pytest
 from loadtests.fake_engine.process import FakeEngine
 from tests.conftest import Server, wait_for
 
-pytestmark = pytest.mark.alone
-
 SWAPS = 500
 STREAMS = 8
 
