@@ -3,20 +3,29 @@
 
 Owns how long vLLM's processes wait for each other actively. Between two steps a reader asks its queue again and again for a
 second (vllm-project/vllm#52814 would make that a setting), so while anybody is answered the scheduler takes a whole core to
-wait for the worker. Beside a GPU that core has nothing else to do; on a CPU it is one that a run would train on. And on a CPU
-it puts `vllm_lora` in the place of vLLM's own LoRA.
+wait for the worker. Beside a GPU that core has nothing else to do; on a CPU it is one that a run would train on. Who sleeps is
+woken by a message that may be lost (vllm-project/vllm#45224), one in ten where the readers sleep at once, and vLLM looks again
+after five seconds; ours do at once. And on a CPU it puts `vllm_lora` in the place of vLLM's own LoRA.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+import time
 from typing import Any
 
 from gateway import vllm_lora
 
 BUSY_WAIT = "BURNISH_BUSY_WAIT_SECONDS"
 """How long a reader asks before it sleeps until it is told; in the environment of the engine. Without it: as vLLM has it."""
+
+RECHECK_MS = 5
+"""How long a reader that sleeps trusts that it will be told: a twentieth of the shortest step on a CPU."""
+
+ATTENTIVE_SECONDS = 10.0
+"""How long after the last message it looks so often; an engine that nobody asks sleeps as vLLM has it."""
 
 log = logging.getLogger("burnish.vllm_plugin")
 
@@ -54,14 +63,28 @@ def multiply_by_adapter() -> None:
 
 
 def wait_no_longer(condition: Any, seconds: float) -> None:
-    """Gives every reader that is made from now on such a time. It may be told several times, as vLLM loads plugins."""
+    """Gives every reader that is made from now on such a time, and has it look again while messages come. It may be told
+    several times, as vLLM loads plugins."""
     made = condition.__init__
     try:
         *before, _ = made.__defaults__
         (*_, last) = made.__code__.co_varnames[: made.__code__.co_argcount]
+        (_, timeout) = condition.wait.__code__.co_varnames[: condition.wait.__code__.co_argcount]
     except (AttributeError, TypeError, ValueError):
-        last, before = None, []
-    if last != "busy_loop_s":
+        last, timeout, before = None, None, []
+    if (last, timeout) != ("busy_loop_s", "timeout_ms"):
         log.warning("busy_wait_unknown: this vLLM waits in another way; it is left as it is")
         return
     made.__defaults__ = (*before, seconds)
+    if not hasattr(condition.wait, "__wrapped__"):
+        condition.wait = _looking_again(condition.wait)
+
+
+def _looking_again(wait: Any) -> Any:
+    @functools.wraps(wait)
+    def looks_again(self: Any, timeout_ms: int | None = None) -> None:
+        if time.monotonic() < self.last_read + ATTENTIVE_SECONDS:
+            timeout_ms = RECHECK_MS if timeout_ms is None else min(timeout_ms, RECHECK_MS)
+        wait(self, timeout_ms)
+
+    return looks_again

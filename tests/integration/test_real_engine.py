@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from tests.lora import write_lora
 from trainer.memory import descendants
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+LOST_SECONDS = 4.5
+"""Less than the five after which vLLM looks whether there was a message."""
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -120,6 +124,22 @@ def test_promise_07_vllms_scheduler_sleeps_while_it_waits_for_the_worker(real_st
     real_stack.client().chat.completions.create(model=MODEL, messages=story, max_tokens=64, temperature=0)
     scheduler, worker = (seconds_of(name) - was for name, was in zip(names, before, strict=True))
     assert scheduler < 0.3 * worker, f"it took {scheduler:.1f} s while the worker computed for {worker:.1f} s"
+
+
+def test_promise_07_no_token_waits_for_a_message_that_was_lost(real_stack: RealStack) -> None:
+    """vLLM would look for it again after five seconds; without the plugin a stream as long as this meets some."""
+    asked: dict[str, Any] = {
+        "messages": [{"role": "user", "content": "Tell me a long story about a river."}],
+        "temperature": 0,
+        "extra_body": {"ignore_eos": True},
+    }
+    came = [time.monotonic()]
+    with real_stack.client().chat.completions.create(
+        model=MODEL, max_tokens=200, stream=True, **asked
+    ) as stream:
+        came += [time.monotonic() for _ in stream]
+    assert len(came) > 200
+    assert max(after - before for before, after in itertools.pairwise(came)) < LOST_SECONDS
 
 
 def test_promise_04_an_adapter_that_changes_nothing_is_refused(real_stack: RealStack, tmp_path: Path) -> None:

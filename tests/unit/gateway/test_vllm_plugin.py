@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
+import time
 
 import pytest
 
@@ -15,6 +16,11 @@ class Condition:
 
     def __init__(self, is_reader: bool, context: object, notify_address: str, busy_loop_s: float = 1) -> None:
         self.waits = busy_loop_s
+        self.last_read = time.monotonic()
+        self.slept: list[int | None] = []
+
+    def wait(self, timeout_ms: int | None = None) -> None:
+        self.slept.append(timeout_ms)
 
 
 def test_vllm_finds_it() -> None:
@@ -22,17 +28,36 @@ def test_vllm_finds_it() -> None:
     assert found.load() is vllm_plugin.register
 
 
-def test_a_reader_sleeps_at_once_and_it_may_be_told_twice() -> None:
+def told(times: int = 1) -> type[Condition]:
     class Mine(Condition):
         def __init__(
             self, is_reader: bool, context: object, notify_address: str, busy_loop_s: float = 1
         ) -> None:
-            self.waits = busy_loop_s
+            super().__init__(is_reader, context, notify_address, busy_loop_s)
 
-    for _ in range(2):
+        def wait(self, timeout_ms: int | None = None) -> None:
+            super().wait(timeout_ms)
+
+    for _ in range(times):
         vllm_plugin.wait_no_longer(Mine, 0.0)
-    assert Mine(True, None, "ipc://x").waits == 0.0
+    return Mine
+
+
+def test_a_reader_sleeps_at_once_and_it_may_be_told_twice() -> None:
+    assert told(times=2)(True, None, "ipc://x").waits == 0.0
     assert Condition(True, None, "ipc://x").waits == 1  # nobody else's
+
+
+def test_a_reader_looks_again_soon_while_messages_come() -> None:
+    """What is to wake it may be lost, and vLLM would let it sleep for five seconds."""
+    reader = told(times=2)(True, None, "ipc://x")
+    for given in (5000, None, 2):
+        reader.wait(timeout_ms=given)
+    assert reader.slept == [vllm_plugin.RECHECK_MS, vllm_plugin.RECHECK_MS, 2]
+    reader.last_read -= vllm_plugin.ATTENTIVE_SECONDS  # nobody asks any more
+    for given in (5000, None):
+        reader.wait(timeout_ms=given)
+    assert reader.slept[3:] == [5000, None]
 
 
 def test_another_vllm_is_left_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
@@ -43,10 +68,14 @@ def test_another_vllm_is_left_as_it_is(caplog: pytest.LogCaptureFixture) -> None
     class Bare:
         pass
 
-    for other in (Renamed, Bare):
+    class Deaf(Condition):
+        def wait(self, seconds: float | None = None) -> None:  # type: ignore[override]
+            pass
+
+    for other in (Renamed, Bare, Deaf):
         vllm_plugin.wait_no_longer(other, 0.0)
-    assert Renamed(True).waits == 1
-    assert caplog.messages == ["busy_wait_unknown: this vLLM waits in another way; it is left as it is"] * 2
+    assert Renamed(True).waits == Deaf(True, None, "ipc://x").waits == 1
+    assert caplog.messages == ["busy_wait_unknown: this vLLM waits in another way; it is left as it is"] * 3
 
 
 def test_promise_11_a_time_that_is_none_is_said_and_ends_no_engine(
