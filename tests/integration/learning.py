@@ -25,16 +25,20 @@ ASKED = 80
 HELD_OUT = 16
 AT_ONCE = 16
 """Many at a time: on a CPU an engine answers eight in little more time than four."""
+WRONG_TOKENS = 8
+"""Of an answer that is corrected anyway: enough to see that it is wrong."""
 PAUSE_SECONDS = 3.0
 """Of the visitor, between an answer and the next question."""
 
 
-def ask(client: openai.OpenAI, question: Question, model: str = ROUTE) -> tuple[str, str, str]:
-    """The answer's id, its text, and the adapter that its headers name."""
+def ask(
+    client: openai.OpenAI, question: Question, model: str = ROUTE, most: int = 40
+) -> tuple[str, str, str]:
+    """The answer's id, its text (at most so many tokens), and the adapter that its headers name."""
     raw = client.chat.completions.with_raw_response.create(
         model=model,
         messages=[{"role": "user", "content": question.text}],
-        max_tokens=40,
+        max_tokens=most,
         temperature=0,
         safety_identifier=question.user,
     )
@@ -125,7 +129,7 @@ def learn(real_stack: RealStack) -> Learned:
     held_out = [q for q in questions(2, HELD_OUT, ["somebody-else"]) if q.text not in known]
     before = exact_match(client, held_out)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        answers = list(pool.map(lambda question: ask(client, question), asked))
+        answers = list(pool.map(lambda question: ask(client, question, most=WRONG_TOKENS), asked))
     with SteadyLoad(client, held_out) as load:
         for number, (question, (id, text, _)) in enumerate(zip(asked, answers, strict=True)):
             if number % 13 == 12:  # most get the right answer told, the rest a thumb
