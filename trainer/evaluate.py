@@ -321,7 +321,7 @@ def _regressions(
 
     def beginning(r: _Rendered) -> int | None:
         whole = cap(r)
-        return whole and min(whole, BEGINNING_TOKENS)
+        return whole if whole is None or r.row.tools else min(whole, BEGINNING_TOKENS)  # half a call is none
 
     asking.speak(rival, cases, beginning, told)
     hopeful = [r for r in cases if _begins_right(told[contest.rival], r.row)]
@@ -332,11 +332,8 @@ def _regressions(
 
 
 def _begins_right(told: Told, row: Row) -> bool:
-    """Whether what was said so far may become the accepted answer; of a call that is cut nobody can say."""
     answer = told.spoken.get(row.id)
-    if answer is None or row.tools:
-        return answer is not None
-    return measures.begins(answer, measures.text_of(row.answer))
+    return answer is not None and measures.begins(answer, measures.text_of(row.answer))
 
 
 def _is_right(told: Told, row: Row) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,7 +168,7 @@ def test_a_wish_is_obeyed_between_questions(
         def step(self, metrics: dict[str, Any]) -> Wish | None:
             return wish if metrics["evaluated"] >= 3 else None
 
-    loaded.set(tokens=12, ttft_seconds=0.05)
+    loaded.set(tokens=12, ttft_seconds=0.5)  # a wave of questions takes longer than to hear the wish
     with pytest.raises(raised):
         run(asker, rendering, tmp_path / "a.jsonl", rows_for("yes", 30), watch=Impatient())
     assert loaded.stats()["requests"] <= 3 + 2 * evaluate.AT_ONCE  # of 90
@@ -236,6 +237,18 @@ def test_a_rival_whose_answer_begins_otherwise_is_not_heard_to_the_end(
     assert caps[INCUMBENT] == [short] * 6 + caps[CANDIDATE]
     assert len(caps[CANDIDATE]) == 2
     assert min(caps[CANDIDATE]) > short
+
+
+def test_a_rival_that_may_call_tools_is_heard_to_the_end_at_once(
+    loaded: FakeEngine, asker: Asker, rendering: Rendering, tmp_path: Path
+) -> None:
+    """The beginning of a call is no call, and would be taken for words."""
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    case = dataclasses.replace(row("other", "else"), tools=[tool])
+    before = len(loaded.requests())
+    run(asker, rendering, tmp_path / "a.jsonl", [], cases=[case])
+    (asked,) = loaded.requests()[before:]
+    assert asked["body"]["max_tokens"] > evaluate.BEGINNING_TOKENS
 
 
 def test_cases_are_the_newest_answers_that_were_put_right() -> None:
