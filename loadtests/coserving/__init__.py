@@ -24,8 +24,8 @@ request is *in target* where it was answered whole, its first token came within 
 own gaps. A request that failed is in no target, and one without a first token counts as one that took for ever.
 
 Without --rate the trace has a share (--load) of the rate at which the engine is saturated, measured beforehand.
-Without both targets they are 1.5 times what the trace has alone, also measured beforehand, rounded up: the gateway is
-started with them, since its priorities act by them. Everything is measured in turn, round by round, with one server at
+Without both targets they are 1.5 times what 99 of 100 requests of the trace have alone, also measured beforehand, rounded
+up: the gateway is started with them, since its priorities act by them. Everything is measured in turn, round by round, with one server at
 a time; the cells are medians of the rounds, with the least and the most.
 
     background   a batch and a training run, over HTTP

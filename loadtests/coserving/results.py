@@ -13,9 +13,6 @@ from typing import Any
 from loadtests.servers import Targets
 from loadtests.stream import Answer
 
-DIGITS = 5
-"""Of seconds: ten microseconds."""
-
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -52,7 +49,7 @@ class Results:
     measured: list[Measured] = field(default_factory=list)
 
     def write(self, file: Path) -> None:
-        file.write_text(json.dumps(_rounded(asdict(self)), separators=(",", ":")) + "\n")
+        file.write_text(json.dumps(asdict(self), separators=(",", ":")) + "\n")
 
     @classmethod
     def read(cls, file: Path) -> Results:
@@ -68,13 +65,3 @@ def _measured(told: dict[str, Any]) -> Measured:
     )
     works = {name: None if told[name] is None else Work(**told[name]) for name in ("batch", "training")}
     return Measured(**{**told, "answers": answers, **works})
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, DIGITS)
-    if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_rounded(each) for each in value]
-    return value

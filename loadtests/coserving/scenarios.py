@@ -18,7 +18,8 @@ import httpx
 
 from loadtests.coserving.background import Background, Batch, Reading, Training
 from loadtests.coserving.results import Measured, Work
-from loadtests.coserving.table import latencies
+from loadtests.coserving.table import own_gap
+from loadtests.percentiles import percentile
 from loadtests.servers import Targets
 from loadtests.stream import Answer, Body, play, saturate
 from loadtests.workload import Ask, Lengths, body, crowd
@@ -144,12 +145,18 @@ async def capacity(url: str, model: str, seed: int, lengths: Lengths) -> float:
 
 
 def targets_of(answers: Sequence[Answer]) -> Targets:
-    """From what the trace has alone; two digits, rounded up. Raises RuntimeError where a request failed."""
+    """From what 99 of 100 requests have alone, each by itself, as the share in target is counted; two digits, rounded up.
+
+    Raises RuntimeError where a request failed, or no answer had a gap.
+    """
     for answer in answers:
         if answer.error is not None:
             raise RuntimeError(f"a request of the calibration failed: {answer.error}")
-    ttft, itl = latencies(answers)
-    return Targets(_rounded_up(SLACK * ttft.p95), _rounded_up(SLACK * itl.p95))
+    firsts = [answer.ttft_seconds for answer in answers if answer.ttft_seconds is not None]
+    gaps = [own_gap(answer) for answer in answers if answer.gaps_seconds]
+    if not gaps:
+        raise RuntimeError("no answer of the calibration came in more than one piece; give it longer answers")
+    return Targets(*(_rounded_up(SLACK * percentile(values, 0.99)) for values in (firsts, gaps)))
 
 
 @contextlib.asynccontextmanager

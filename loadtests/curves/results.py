@@ -15,8 +15,6 @@ from typing import Any
 from loadtests.curves.points import Point
 from loadtests.percentiles import Percentiles
 
-DIGITS = 6
-
 
 @dataclass(slots=True)
 class Results:
@@ -40,9 +38,9 @@ class Results:
 
 
 def told(value: Any) -> Any:
-    """A value as JSON can have it: rounded, and what is no finite number as its name."""
+    """A value as JSON can have it: what is no finite number by its name."""
     if isinstance(value, float):
-        return round(value, DIGITS) if math.isfinite(value) else str(value)
+        return value if math.isfinite(value) else str(value)
     if isinstance(value, dict):
         return {key: told(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

@@ -14,6 +14,7 @@ from typing import Any
 from loadtests.curves.points import Point
 from loadtests.curves.results import told
 from loadtests.curves.table import table
+from loadtests.figures import rounded
 
 
 @dataclass(slots=True)
@@ -60,8 +61,8 @@ class Report:
         parts = [
             f"### {stage}\n\n{table(points, self.price_per_hour)}" for stage, points in self.points.items()
         ]
-        parts += [f"{stage}: {json.dumps(told(facts))}" for stage, facts in self.facts.items()]
+        parts += [f"{stage}: {json.dumps(rounded(told(facts)))}" for stage, facts in self.facts.items()]
         ends = "; ".join(f"{stage}: {how}" for stage, how in self.stages.items())
         gpus = "; ".join(self.machine["gpus"]) or "no GPU"
-        parts.append(f"{gpus}; engine: {json.dumps(told(self.engine))}. {ends}.")
+        parts.append(f"{gpus}; engine: {json.dumps(rounded(told(self.engine)))}. {ends}.")
         return "\n\n".join(parts)

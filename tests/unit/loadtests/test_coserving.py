@@ -146,9 +146,17 @@ def test_in_target_is_whole_and_in_time_by_its_own_gaps(found: Answer, is_in: bo
 
 
 def test_targets_are_half_as_much_again_as_alone_rounded_up() -> None:
-    assert targets_of([answer(0.1234, (0.02, 0.02))]) == Targets(0.19, 0.03)
+    assert targets_of([answer(0.1234, (0.02, 0.02)), answer(0.1, ())]) == Targets(0.19, 0.03)
     with pytest.raises(RuntimeError, match="503"):
         targets_of([answer(None, error="503")])
+    with pytest.raises(RuntimeError, match="longer answers"):
+        targets_of([answer(0.1, ())])
+
+
+def test_who_was_slowest_alone_is_in_target() -> None:
+    slow = answer(0.9, (0.3,) * 10)  # two of a hundred of all gaps
+    alone = [*(answer(0.1, (0.02,) * 10) for _ in range(49)), slow]
+    assert all(is_in_target(one, targets_of(alone)) for one in alone)
 
 
 def test_the_tokens_of_a_step_are_told_by_pace_and_time_left() -> None:
@@ -215,13 +223,14 @@ def test_results_come_back_from_their_file_as_they_were(tmp_path: Path) -> None:
             "both",
             1,
             10.0,
-            (answer(0.1, (0.02, 0.03)), answer(None, error="503")),
+            (answer(0.1, (0.02, 0.0344999999)), answer(None, error="503")),
             None,
             Work(1, 0, 2.0, 3.0, False),
         )
     )
     found.write(tmp_path / "numbers.json")
     assert Results.read(tmp_path / "numbers.json") == found
+    assert table(Results.read(tmp_path / "numbers.json")) == table(found)
 
 
 # -- the servers and the command -------------------------------------------------------------------

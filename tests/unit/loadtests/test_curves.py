@@ -144,7 +144,7 @@ def test_a_table_names_who_was_asked_where_there_are_several() -> None:
 
 
 def test_results_come_back_from_their_file_as_they_were(tmp_path: Path) -> None:
-    results = Results({"seconds": 10.0}, {"cores": 2})
+    results = Results({"seconds": 9.9999999999}, {"cores": 2})
     results.add("concurrency", Point.of("x", 2, 0, LOOP))
     results.write(tmp_path / "points.json")
     assert Results.read(tmp_path / "points.json") == results
