@@ -12,6 +12,10 @@ from gateway.exchange import Exchange
 from gateway.reply import Receive
 
 
+class ClientGone(Exception):
+    """The client has left; nothing is to be said to anybody."""
+
+
 class Presence:
     """Whether the client is still there; closes the exchange of one that has left."""
 

@@ -38,6 +38,7 @@ from adapters.writer import Writer
 from gateway import routing
 from gateway.admission import Admission
 from gateway.answer_tally import AnswerTally
+from gateway.attempts import Attempts
 from gateway.batch_runner import BatchRunner
 from gateway.batch_work import Parts
 from gateway.control import Control, engine_key
@@ -136,11 +137,12 @@ class Runtime:
         self.shadows = Shadows(self.engines, self.writer, settings.health)
         self.latencies = Latencies(settings.targets, labels=self.labels)
         self.admission = Admission(settings, self.engines, self.latencies)
+        conversations = Conversations(self.responses)
         self.inference = Inference(
             settings,
-            self.engines,
+            Attempts(settings, self.engines, self.recorder, conversations),
             lambda: self.snapshot,
-            Conversations(self.responses),
+            conversations,
             self.recorder,
             self.shadows,
             self.latencies,

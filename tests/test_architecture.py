@@ -154,6 +154,7 @@ def test_the_hot_path_knows_nothing_of_the_web_framework() -> None:
         "shadow",
         "relay",
         "inference",
+        "attempts",
         "reply",
         "endpoints",
         "routing",
