@@ -37,6 +37,10 @@ GPU_SHARE = 0.9
 """Of a GPU's memory, what engine and training may take together; the rest is the driver's and each one's context."""
 
 
+CPU_STEP_TOKENS = 256
+"""The most that one step takes up on a CPU. vLLM has 2048, and nobody gets a token before a step is through."""
+
+
 def vllm_command(
     settings: EngineSettings, weights: Path, socket: Path, gpu: bool, training_share: float | None = None
 ) -> list[str]:
@@ -61,6 +65,8 @@ def vllm_command(
     if not gpu:
         # With LoRA nothing is compiled on a CPU anyway; eager saves the attempt.
         command += ["--enforce-eager", "--kv-cache-memory-bytes", str(round(settings.kv_cache_gib * GIB))]
+        # vLLM wants at least one for each request that it takes at once.
+        command += ["--max-num-batched-tokens", str(max(CPU_STEP_TOKENS, settings.max_concurrent))]
     elif training_share is not None:
         command += ["--gpu-memory-utilization", f"{GPU_SHARE - training_share:.4g}"]
     return command + list(settings.args)

@@ -52,12 +52,23 @@ def test_cpu_flags_stay_away_from_a_gpu() -> None:
     on_cpu, on_gpu = (vllm_command(engine(kv_cache_gib=1.5), WEIGHTS, SOCKET, gpu) for gpu in (False, True))
     assert option(on_cpu, "--kv-cache-memory-bytes") == str(3 * 2**29)
     assert "--enforce-eager" in on_cpu
-    assert not {"--enforce-eager", "--kv-cache-memory-bytes"} & set(on_gpu)
+    assert not {"--enforce-eager", "--kv-cache-memory-bytes", "--max-num-batched-tokens"} & set(on_gpu)
     cpu_only = {"VLLM_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", BUSY_WAIT}
     cpu_only |= {"TORCH_COMPILE_DISABLE"}
     environments = [vllm_environment(engine(), Path("/h"), Path("/s"), gpu, {}) for gpu in (False, True)]
     assert cpu_only <= environments[0].keys()
     assert not cpu_only & environments[1].keys()
+
+
+def test_promise_07_a_step_on_a_cpu_is_short_and_has_room_for_all_requests() -> None:
+    tokens = [
+        option(
+            vllm_command(engine(max_concurrent=places), WEIGHTS, SOCKET, gpu=False),
+            "--max-num-batched-tokens",
+        )
+        for places in (4, 128, 500)
+    ]
+    assert tokens == ["256", "256", "500"]
 
 
 def test_promise_07_an_engine_leaves_training_its_share_of_the_gpu() -> None:
