@@ -207,9 +207,8 @@ class Attempts:
         """The stream from its first events on. Every way out of it ends the client's answer."""
         await reply.start_events(self._recorder.warning(record))
         try:
-            if (
-                translator.done
-            ):  # all of it came at once: its end waits for the record, its beginning does not
+            # Where all of it came at once its end waits for the record, and its beginning does not.
+            if translator.done:
                 beginning, events = _split_last_event(events)
                 if beginning:
                     call.piece()

@@ -29,6 +29,7 @@ from gateway.deps import Anybody, TheRuntime
 from gateway.endpoints import ENDPOINTS, Endpoint
 from gateway.files import ExpiresAfter
 from gateway.multipart import pieces
+from gateway.presence import ClientGone
 from gateway.protocol import checks
 from gateway.protocol.errors import openai_error
 from gateway.runtime import Runtime
@@ -50,10 +51,6 @@ class NewBatch(Body):
     completion_window: str
     metadata: dict[str, str] | None = None
     output_expires_after: ExpiresAfter | None = None
-
-
-class ClientGone(Exception):
-    """Nobody waits for the answer any more."""
 
 
 # -- batches ---------------------------------------------------------------------------------------

@@ -155,7 +155,9 @@ def targets_of(answers: Sequence[Answer]) -> Targets:
     firsts = [answer.ttft_seconds for answer in answers if answer.ttft_seconds is not None]
     gaps = [own_gap(answer) for answer in answers if answer.gaps_seconds]
     if not gaps:
-        raise RuntimeError("no answer of the calibration came in more than one piece; give it longer answers")
+        raise RuntimeError(
+            "no answer of the calibration came in more than one piece: --answer-tokens gives longer answers"
+        )
     return Targets(*(_rounded_up(SLACK * percentile(values, 0.99)) for values in (firsts, gaps)))
 
 

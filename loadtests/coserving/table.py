@@ -61,9 +61,8 @@ def is_in_target(answer: Answer, targets: Targets) -> bool:
     """Whether it was answered whole, its first token in time, and 95 of 100 of its own gaps."""
     if answer.error is not None or answer.ttft_seconds is None:
         return False
-    return (
-        answer.ttft_seconds <= targets.ttft_seconds and not own_gap(answer) > targets.itl_seconds
-    )  # of one token: no gaps
+    # An answer of one token has no gaps, and NaN is not more than anything.
+    return answer.ttft_seconds <= targets.ttft_seconds and not own_gap(answer) > targets.itl_seconds
 
 
 def own_gap(answer: Answer) -> float:
