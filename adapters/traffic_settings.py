@@ -48,6 +48,11 @@ class Priority(Section):
     min_batch: Annotated[int, Field(ge=0)] = 1
     quiet_seconds: Seconds = 15.0
 
+    @property
+    def middle(self) -> float:
+        """Headroom half-way between the bounds: what batch lines are steered to."""
+        return (self.pause_below + self.full_above) / 2
+
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.pause_below >= self.full_above:

@@ -140,8 +140,10 @@ class Admission:
             room.rate += RATE_SHARE * (room.given_back / seconds - room.rate)
             room.given_back = 0
             newest = self._latencies.headroom(since=room.batch.changed_at)
+            since_step = self._latencies.headroom(since=max(room.batch.changed_at, room.batch.stepped_at))
             room.batch.update(
                 headroom=min(newest, self.peers_headroom),
+                since_step=min(since_step, self.peers_headroom),
                 in_flight=room.lanes[Traffic.BATCH].running,
                 ceiling=self._ceiling(base),
                 quiet=is_quiet and self.peers_headroom >= 1.0,
@@ -283,8 +285,8 @@ class Admission:
             self._evict(room, 1)
 
     def _shrink(self, room: _Room) -> None:
-        """Lines beyond the limit go at once: it falls only where people wait too long, or have come back."""
-        beyond = room.lanes[Traffic.BATCH].running - room.batch.limit
+        """Lines beyond `most` go at once: it falls only where people wait too long, or have come back."""
+        beyond = room.lanes[Traffic.BATCH].running - room.batch.most
         if beyond > 0 and self._settings.priority.enabled:
             self._evict(room, beyond)
 

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.traffic_settings import Priority, Targets
-from gateway.concurrency import GROWTH_SECONDS, REACTION_SECONDS, START, Adaptive
+from gateway.concurrency import GROWTH_SECONDS, REACTION_SECONDS, START, STEP_SECONDS, Adaptive
 from gateway.latency import Latencies, Timing
 from gateway.traffic import Traffic
 
 PRIORITY = Priority()
-GOOD, MIDDLING, BAD, MISSED = 0.8, 0.25, 0.05, -0.5
+GOOD, FAIR, MIDDLING, BAD, MISSED = 0.8, 0.3, 0.2, 0.05, -0.5
 CEILING = 128
 
 
@@ -32,14 +32,24 @@ class Driver:
         self.now = 100.0
 
     def tell(
-        self, headroom: float, seconds: float = 0.0, quiet: bool = False, in_flight: int | None = None
+        self,
+        headroom: float,
+        seconds: float = 0.0,
+        quiet: bool = False,
+        in_flight: int | None = None,
+        since_step: float | None = None,
     ) -> int:
         """The limit after so many seconds of the same news, told 20 times a second."""
         for _ in range(max(1, round(seconds * 20))):
             self.now += 0.05
             under_way = self.adaptive.limit if in_flight is None else in_flight
             self.adaptive.update(
-                headroom=headroom, in_flight=under_way, ceiling=self.ceiling, quiet=quiet, now=self.now
+                headroom=headroom,
+                since_step=headroom if since_step is None else since_step,
+                in_flight=under_way,
+                ceiling=self.ceiling,
+                quiet=quiet,
+                now=self.now,
             )
         return self.adaptive.limit
 
@@ -105,11 +115,42 @@ def test_a_step_is_at_most_a_quarter_of_the_limit_even_below_a_high_ceiling() ->
     assert driver.adaptive.limit > 8
 
 
-def test_between_the_thresholds_it_stays_and_doubles_no_more_from_there() -> None:
-    driver = Driver().grown_to(16)
+def test_between_the_bounds_it_doubles_no_more_from_there() -> None:
+    for seen in (FAIR, MIDDLING):
+        driver = Driver().grown_to(16)
+        limit = driver.adaptive.limit
+        driver.tell(seen, REACTION_SECONDS)
+        assert limit < driver.tell(GOOD, GROWTH_SECONDS) <= limit * 1.25
+
+
+@pytest.mark.parametrize(("seen", "least", "most"), [(FAIR, 1.05, 1.25), (MIDDLING, 0.75, 0.95)])
+def test_promise_07_between_the_bounds_it_goes_by_steps_towards_the_middle(
+    seen: float, least: float, most: float
+) -> None:
+    driver = Driver().grown_to(32)
+    limits = [driver.tell(seen, STEP_SECONDS) for _ in range(5)][1:]
+    for before, after in zip(limits, limits[1:], strict=False):
+        assert least * before <= after <= most * before
+
+
+def test_lines_beyond_a_step_down_may_end_by_themselves_and_those_beyond_a_decrease_may_not() -> None:
+    driver = Driver().grown_to(32)
     limit = driver.adaptive.limit
-    assert driver.tell(MIDDLING, 30) == limit
-    assert limit < driver.tell(GOOD) <= limit * 1.25
+    assert driver.tell(MIDDLING, 2 * STEP_SECONDS) < limit
+    assert driver.adaptive.most == limit
+    stepped = driver.adaptive.limit
+    assert driver.tell(MIDDLING, 10, in_flight=limit) == stepped, (
+        "no second step before the first has had its effect"
+    )
+    assert driver.tell(BAD, in_flight=limit) == driver.adaptive.most == stepped // 2
+
+
+def test_promise_07_what_was_measured_before_it_grew_is_no_leave_to_grow_again() -> None:
+    """People whom a limit left their latency, and who then leave for a while, say nothing of a higher one."""
+    for seen in (GOOD, FAIR):
+        driver = Driver()
+        assert driver.tell(seen, 20, since_step=1.0) == START
+        assert driver.tell(GOOD, 20, since_step=MIDDLING) <= START
 
 
 def test_it_does_not_grow_where_the_limit_is_not_what_holds_batch_back() -> None:
@@ -225,9 +266,16 @@ def test_whatever_it_is_told_it_stays_between_the_least_and_the_room(
     for headroom, in_flight, ceiling, quiet, pause in news:
         now += pause
         before, was_quiet = adaptive.limit, quiet
-        adaptive.update(headroom=headroom, in_flight=in_flight, ceiling=ceiling, quiet=quiet, now=now)
+        adaptive.update(
+            headroom=headroom,
+            since_step=headroom,
+            in_flight=in_flight,
+            ceiling=ceiling,
+            quiet=quiet,
+            now=now,
+        )
         assert min(least, ceiling) <= adaptive.limit <= ceiling
-        if headroom < PRIORITY.full_above and not was_quiet and ceiling <= before:
+        if headroom < PRIORITY.middle and not was_quiet and ceiling <= before:
             assert adaptive.limit <= before
         assert adaptive.changed_at <= now
 
@@ -236,11 +284,6 @@ def test_whatever_it_is_told_it_stays_between_the_least_and_the_room(
 TARGETS = Targets(ttft_p95_seconds=1.0, itl_p95_seconds=0.2, window_seconds=10.0)
 QUIET_SECONDS = 5.0
 BASE_SECONDS, SECONDS_EACH, NOISE = 0.02, 0.002, 0.2
-
-
-def token_seconds(running: int) -> float:
-    """An engine's step: longer the more sequences it holds."""
-    return BASE_SECONDS + SECONDS_EACH * running
 
 
 MOST = int((TARGETS.itl_p95_seconds / (1 + 0.9 * NOISE) - BASE_SECONDS) / SECONDS_EACH)
@@ -264,7 +307,9 @@ class Simulation:
         people_per_second: Callable[[float], float],
         preempts: bool = False,
         enabled: bool = True,
+        base_seconds: float = BASE_SECONDS,
     ) -> None:
+        self.base_seconds = base_seconds
         self.random = random.Random(seed)
         self.people_per_second = people_per_second
         self.preempts = preempts
@@ -298,7 +343,9 @@ class Simulation:
         heapq.heappush(self._events, (self.now + seconds, next(self._numbers), happens))
 
     def _step_seconds(self) -> float:
-        return token_seconds(self.people + len(self.lines)) * self.random.uniform(1 - NOISE, 1 + NOISE)
+        """An engine's step: longer the more sequences it holds."""
+        running = self.people + len(self.lines)
+        return (self.base_seconds + SECONDS_EACH * running) * self.random.uniform(1 - NOISE, 1 + NOISE)
 
     def _arrival(self) -> None:
         rate = self.people_per_second(self.now)
@@ -323,6 +370,7 @@ class Simulation:
     def _control(self) -> None:
         self.adaptive.update(
             headroom=self.latencies.headroom(self.adaptive.changed_at),
+            since_step=self.latencies.headroom(max(self.adaptive.changed_at, self.adaptive.stepped_at)),
             in_flight=len(self.lines),
             ceiling=CEILING,
             quiet=self.latencies.quiet_for() >= QUIET_SECONDS,
@@ -360,6 +408,18 @@ def test_promise_07_it_finds_about_as_many_lines_as_leave_people_their_latency(
     most = MOST - mean([sample.people for sample in simulated.samples if sample.at >= 60])
     assert 0.5 * most < mean(simulated.limits(60, 180)) < most
     assert simulated.missed(60, 180) < 0.05
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_promise_07_where_people_alone_have_little_headroom_it_does_not_stay_where_it_began(
+    seed: int,
+) -> None:
+    """An engine whose step takes half of the target with nobody in it: there is hardly ever headroom above `full_above`."""
+    simulated = Simulation(
+        seed, lambda _: 1.0, preempts=True, base_seconds=0.5 * TARGETS.itl_p95_seconds
+    ).run(180)
+    assert mean(simulated.limits(60, 180)) > 2 * START
+    assert simulated.missed(60, 180) < 0.01
 
 
 @pytest.mark.parametrize("seed", range(4))
