@@ -1,5 +1,5 @@
-"""What is, as the gateways saw it: which engine holds which adapter version, which gateways are alive, and how far their
-interactive latency is from its target.
+"""What is, as the gateways saw it: which engine holds which adapter version, which gateways are alive, how far their
+interactive latency is from its target, and whether batch lines wait there.
 
 Owns the `placements` and `gateways` tables. Knows nothing of what ought to be: that is `registry`. Nothing here
 moves the registry's revision, since no gateway's snapshot depends on it.
@@ -89,12 +89,19 @@ class Placements:
             return placements_of(connection, ref, engine)
 
     def heartbeat(
-        self, gateway: str, url: str, *, headroom: float | None = None, now: float | None = None
+        self,
+        gateway: str,
+        url: str,
+        *,
+        headroom: float | None = None,
+        lines_wait: bool = False,
+        now: float | None = None,
     ) -> None:
         """The gateway of that id is alive and listens at `url`. `headroom`: 1 - the worst of its interactive latencies
-        over their targets, so below 0 where one is missed; None where it does not measure."""
+        over their targets, so below 0 where one is missed; None where it does not measure. `lines_wait`: batch lines
+        wait for a place there."""
         at = time.time() if now is None else now
-        values = {"url": url, "heartbeat": at, "headroom": headroom}
+        values = {"url": url, "heartbeat": at, "headroom": headroom, "lines_wait": lines_wait}
         with self._db.begin() as connection:
             _upsert(connection, schema.gateways, {"id": gateway}, values)
 
@@ -124,6 +131,14 @@ class Placements:
         at = time.time() if now is None else now
         with self._db.read() as connection:
             return lowest_headroom(connection, max_age_seconds, at, beside=beside)
+
+    def lines_wait(self, max_age_seconds: float = SILENT_SECONDS, now: float | None = None) -> bool:
+        """Whether batch lines wait for a place at any gateway heard of in the last `max_age_seconds`."""
+        since = (time.time() if now is None else now) - max_age_seconds
+        table = schema.gateways
+        query = sa.select(sa.exists().where(table.c.heartbeat >= since, table.c.lines_wait))
+        with self._db.read() as connection:
+            return bool(connection.execute(query).scalar_one())
 
 
 def lowest_headroom(

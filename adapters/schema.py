@@ -125,6 +125,7 @@ gateways = sa.Table(
     sa.Column("url", sa.Text, nullable=False),
     sa.Column("heartbeat", sa.Double, nullable=False),
     sa.Column("headroom", sa.Double),
+    sa.Column("lines_wait", sa.Boolean, nullable=False, server_default=sa.false()),
 )
 
 #: Stored /v1/responses objects; `body` and `input` are packed JSON (`adapters.packed`).

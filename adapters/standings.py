@@ -43,6 +43,7 @@ NUMBERS = (
     "paused_seconds",
     "resting",
     "headroom",
+    "lines_wait",
 )
 """What a run tells of itself and is a number, or a yes or no."""
 

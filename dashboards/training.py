@@ -91,7 +91,7 @@ def _run() -> Row:
             ),
             states(
                 "Resting",
-                "Yellow: the run gives way to people. All day: train at night, or elsewhere (`burnish worker`).",
+                "Yellow: the run gives way to people, or to batch lines that wait. All day: train at night, or elsewhere (`burnish worker`).",
                 Query(of_run("resting"), "{{route}}"),
                 words={"0": ("works", GREEN), "1": ("rests", YELLOW)},
                 span=8,
@@ -131,9 +131,11 @@ def _run() -> Row:
             ),
             curves(
                 "Headroom beside it",
-                "Of each gateway, and what the run goes by. It should stay above 0 while a run is on.",
+                "Of each gateway, and what the run goes by. It should stay above 0 while a run is on. Where lines wait "
+                "(1) the run rests below the upper threshold.",
                 Query(of_gateways("burnish_headroom"), "{{instance}}"),
                 Query(of_run("headroom"), "{{route}} goes by"),
+                Query(of_run("lines_wait"), "{{route}}: lines wait"),
                 thresholds=at_least(0.1, 0.4),
                 least=None,
                 most=1,

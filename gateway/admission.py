@@ -152,6 +152,11 @@ class Admission:
             self._shrink(room)
             self._fill(base, room)
 
+    @property
+    def lines_wait(self) -> bool:
+        """Whether batch lines wait for a place, so that training is to leave them what there is."""
+        return any(room.lanes[Traffic.BATCH].queued for room in self._rooms.values())
+
     def report(self) -> dict[str, Any]:
         """By base model and class: under way, waiting, and how many there may be."""
         return {

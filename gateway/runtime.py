@@ -255,14 +255,18 @@ class Runtime:
             self.costs.count()
 
     async def _beat(self, url: str) -> None:
-        """A sign of life, and the headroom on record: at once where it has moved, for whoever gives way by it."""
-        told_at, told = -HEARTBEAT_SECONDS, 1.0
+        """A sign of life, with headroom and whether lines wait on record: at once where one has moved, for whoever gives
+        way by it."""
+        told_at, told, told_wait = -HEARTBEAT_SECONDS, 1.0, False
         while True:
-            now, headroom = time.monotonic(), self.latencies.headroom()
-            if now - told_at >= HEARTBEAT_SECONDS or abs(headroom - told) >= HEADROOM_STEP:
-                told_at, told = now, headroom
+            now, headroom, wait = time.monotonic(), self.latencies.headroom(), self.admission.lines_wait
+            has_moved = abs(headroom - told) >= HEADROOM_STEP or wait != told_wait
+            if has_moved or now - told_at >= HEARTBEAT_SECONDS:
+                told_at, told, told_wait = now, headroom, wait
                 try:
-                    await asyncio.to_thread(self.placements.heartbeat, self.id, url, headroom=headroom)
+                    await asyncio.to_thread(
+                        self.placements.heartbeat, self.id, url, headroom=headroom, lines_wait=wait
+                    )
                     peers = await asyncio.to_thread(self.placements.headroom, beside=self.id)
                     self.admission.peers_headroom = 1.0 if peers is None else peers
                     alive = await asyncio.to_thread(self.placements.live_gateways, SILENT_SECONDS)

@@ -1,8 +1,9 @@
 """How fast a run works beside people's requests: the rule, and the rests between two pieces of its work (promise 7).
 
-Owns what share of its time a run may work at a given headroom, and the loop that rests for the remainder. A rest is a
-sleep between two micro-batches and nothing else, so that the run goes on exactly where it was. Knows neither the database
-nor how headroom is measured: a `Watch` says it.
+Owns what share of its time a run may work at a given headroom, and the loop that rests for the remainder. Where batch lines
+wait for a place, a run rests unless there is enough for both. A rest is a sleep between two micro-batches and nothing
+else, so that the run goes on exactly where it was. Knows neither the database nor how headroom is measured: a
+`Watch` says it.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ class Pace:
         self._is_stopped = False
         self._has_told_why = False
         self._headroom: float | None = None
+        self._lines_wait = False
         self._looked = -math.inf
 
     def begin(self) -> None:
@@ -105,8 +107,8 @@ class Pace:
 
     def _next(self, worked: float, rested: float) -> tuple[float, Wish | None]:
         """How many seconds to sleep before looking again, 0 where the rest is over; and what is wished."""
-        bounds = self._priority
-        share = duty(self._look(), bounds.pause_below, bounds.full_above, resting=self._is_stopped)
+        self._look()
+        share = self._share()
         self._is_stopped = share == 0
         left = worked * (1 / share - 1) - rested if share else math.inf
         if left < LEAST_SECONDS:
@@ -114,17 +116,26 @@ class Pace:
         wish = self._tell(rested, resting=self._is_stopped)
         return (0.0 if wish else min(SLICE_SECONDS, left)), wish
 
-    def _look(self) -> float | None:
+    def _look(self) -> None:
         now = self._clock()
-        if now - self._looked >= LOOK_SECONDS:
-            self._headroom, self._looked = self._watch.headroom(), now
-        return self._headroom
+        if now - self._looked < LOOK_SECONDS:
+            return
+        self._headroom, self._lines_wait = self._watch.headroom(), self._watch.lines_wait()
+        self._looked = now
+
+    def _share(self) -> float:
+        bounds = self._priority
+        is_ample = self._headroom is None or self._headroom >= bounds.full_above
+        if self._lines_wait and not is_ample:
+            return 0.0
+        return duty(self._headroom, bounds.pause_below, bounds.full_above, resting=self._is_stopped)
 
     def _tell(self, rested: float, *, resting: bool) -> Wish | None:
         paused = self.paused_seconds + rested
         if paused >= LONG_SECONDS and not self._has_told_why:
             self._has_told_why = True
-            self._watch.note("Training rests: interactive latency is near its target.")
+            others = ", and batch lines wait, which go first" if self._lines_wait else ""
+            self._watch.note(f"Training rests: interactive latency is near its target{others}.")
         return self._watch.step({"resting": resting, "paused_seconds": round(paused, 1)})
 
 

@@ -67,6 +67,9 @@ class Watch(Protocol):
         """How far interactive latency is from its target: 1 - the worst of the latencies over their targets. None:
         nobody says."""
 
+    def lines_wait(self) -> bool:
+        """Whether batch lines wait for a place: they go before training."""
+
 
 class Unwatched:
     """Nobody follows."""
@@ -82,6 +85,9 @@ class Unwatched:
 
     def headroom(self) -> float | None:
         return None
+
+    def lines_wait(self) -> bool:
+        return False
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]  # transformers has no types here

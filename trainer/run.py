@@ -331,6 +331,11 @@ class Run:
         self._progress["headroom"] = None if found is None else round(found, 3)
         return found
 
+    def lines_wait(self) -> bool:
+        """At any live gateway; it is reported with whatever is next."""
+        self._progress["lines_wait"] = found = self._aside.ask(self.placements.lines_wait)
+        return found
+
     def stop(self, number: int, frame: FrameType | None) -> None:
         """SIGTERM: a checkpoint after the current step, and back to the queue."""
         self.is_stopping = True

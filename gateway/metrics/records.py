@@ -33,6 +33,7 @@ RUN_WORDS = {
     "paused_seconds": "How long it has rested so far, for people's requests.",
     "resting": "Whether it rests now.",
     "headroom": "The headroom of interactive requests that it goes by: it slows, and rests, where that is low.",
+    "lines_wait": "Whether batch lines wait for a place: it rests for them where headroom is not ample.",
 }
 """Of the numbers that a run tells of itself (`standings.NUMBERS`)."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,15 @@ window_seconds = 2
 
 SLOW_SECONDS = 0.2
 """A first token takes ten times as long as it should, whoever asks."""
+
+BETWEEN = """
+[targets]
+ttft_p95_seconds = 0.4
+window_seconds = 2
+[priority]
+full_above = 0.95
+"""
+"""With the same first token people have half of their headroom left: a run may work beside them, though not all the time."""
 
 
 @contextmanager
@@ -67,4 +77,35 @@ def test_promise_07_a_run_rests_while_people_wait_and_then_goes_on(tmp_path: Pat
             assert shop.job(job.id).progress["stage"] == "train"
         shop.engine.set(ttft_seconds=0)
         ended = shop.until_ended(job.id)
+    assert ended.status == "succeeded", ended
+
+
+def order_batch(client: openai.OpenAI, count: int) -> str:
+    """The id of a batch of so many lines."""
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+    line = {"method": "POST", "url": "/v1/chat/completions", "body": body}
+    text = "".join(json.dumps({"custom_id": str(number), **line}) + "\n" for number in range(count))
+    file = client.files.create(file=("lines.jsonl", text.encode()), purpose="batch")
+    return client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+    ).id
+
+
+def test_promise_07_a_run_leaves_what_people_leave_to_lines_that_wait(tmp_path: Path) -> None:
+    with workshop(tmp_path / "home", BETWEEN + TOLERANT, worker=True) as shop:
+        teach(shop.engine, better=["rested"])
+        shop.engine.set(ttft_seconds=SLOW_SECONDS)
+        with visitors(shop.server):
+            batch = order_batch(shop.client, 20_000)
+            job = shop.order("rested")
+            wait_for(
+                lambda: shop.job(job.id).progress.get("paused_seconds", 0) > 5,
+                120,
+                lambda: shop.log_of(job.id),
+            )
+            rested = shop.job(job.id).progress
+            assert "step" not in rested, "it has done nothing"
+            assert 0.1 < rested["headroom"] < 0.95, "beside people alone it would have"
+            shop.client.batches.cancel(batch)
+            ended = shop.until_ended(job.id)
     assert ended.status == "succeeded", ended

@@ -77,6 +77,17 @@ def test_promise_07_the_gateway_with_the_least_headroom_counts(db: Database, pla
     assert placements.headroom(6.0, now=102.0) == 0.9
 
 
+def test_promise_07_lines_wait_where_they_wait_at_any_gateway_that_is_alive(placements: Placements) -> None:
+    assert not placements.lines_wait(now=100.0)
+    placements.heartbeat("g1", "http://a", now=100.0)
+    assert not placements.lines_wait(now=100.0)
+    placements.heartbeat("g2", "http://b", lines_wait=True, now=100.0)
+    assert placements.lines_wait(now=105.9)
+    assert not placements.lines_wait(now=106.1), "it has fallen silent"
+    placements.heartbeat("g2", "http://b", now=107.0)
+    assert not placements.lines_wait(now=107.0)
+
+
 def test_a_gateway_that_has_fallen_silent_holds_nobody_up(placements: Placements) -> None:
     assert placements.headroom(now=100.0) is None
     placements.heartbeat("g1", "http://a", headroom=-2.0, now=100.0)

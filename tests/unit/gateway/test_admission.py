@@ -254,6 +254,18 @@ async def test_a_batch_has_no_more_places_than_people_leave() -> None:
     assert lane(places, LINES)["limit"] == 7
 
 
+async def test_promise_07_it_tells_training_when_lines_wait() -> None:
+    places = admission(8)
+    held = [await enter(places, "batch", LINES) for _ in range(lane(places, LINES)["limit"])]
+    assert not places.lines_wait
+    waiting = asyncio.create_task(enter(places, "batch", LINES))
+    await settle()
+    assert places.lines_wait
+    places.leave(held[0])
+    await waiting
+    assert not places.lines_wait
+
+
 async def test_without_priority_a_batch_may_have_every_place() -> None:
     places = admission(8, priority={"enabled": False})
     await enter(places)

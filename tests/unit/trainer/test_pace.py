@@ -25,12 +25,13 @@ class Machine(Unwatched):
         self,
         headroom: Callable[[float], float | None],
         wish: Callable[[float], Wish | None] = lambda now: None,
+        lines_wait: Callable[[float], bool] = lambda now: False,
     ) -> None:
         self.now = 0.0
         self.told: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self.sleeps: list[float] = []
-        self._headroom, self._wish = headroom, wish
+        self._headroom, self._wish, self._lines_wait = headroom, wish, lines_wait
 
     def clock(self) -> float:
         return self.now
@@ -44,6 +45,9 @@ class Machine(Unwatched):
 
     def headroom(self) -> float | None:
         return self._headroom(self.now)
+
+    def lines_wait(self) -> bool:
+        return self._lines_wait(self.now)
 
     def step(self, metrics: dict[str, Any]) -> Wish | None:
         self.told.append(metrics)
@@ -131,6 +135,24 @@ def test_a_run_that_wavers_around_the_threshold_does_not_stutter() -> None:
     assert rest_after(machine, pace_on(machine), 1.0) == pytest.approx(7.0, abs=2 * SLICE_SECONDS)
 
 
+@pytest.mark.parametrize("headroom", [0.4, CALM, None])
+def test_with_ample_headroom_there_is_enough_for_lines_and_a_run(headroom: float | None) -> None:
+    machine = Machine(lambda now: headroom, lines_wait=lambda now: True)
+    assert rest_after(machine, pace_on(machine), 1.0) == 0
+
+
+@pytest.mark.parametrize("headroom", [HALF, 0.39])
+def test_promise_07_without_it_a_run_rests_until_no_line_waits(headroom: float) -> None:
+    machine = Machine(lambda now: headroom, lines_wait=lambda now: now < 7.0)
+    assert rest_after(machine, pace_on(machine), 1.0) == pytest.approx(6.0, abs=2 * SLICE_SECONDS)
+
+
+def test_a_run_that_lines_have_stopped_goes_on_as_slow_as_without_them() -> None:
+    machine = Machine(lambda now: HALF, lines_wait=lambda now: now < 7.0)
+    rest_after(machine, pace_on(machine), 1.0)
+    assert rest_after(machine, pace_on(machine), 1.0) == pytest.approx(1.0)
+
+
 def test_work_that_was_done_before_it_began_is_not_made_up_for() -> None:
     machine = Machine(lambda now: HALF)
     pace = pace_on(machine)
@@ -166,6 +188,16 @@ def test_why_it_rests_is_told_once_and_only_where_it_takes_long() -> None:
     for _ in range(3):
         rest_after(machine, pace, LONG_SECONDS)
     assert machine.notes == ["Training rests: interactive latency is near its target."]
+
+
+def test_that_lines_go_first_is_told() -> None:
+    machine = Machine(lambda now: HALF, lines_wait=lambda now: now < 2 * LONG_SECONDS)
+    rest_after(machine, pace_on(machine), 1.0)
+    (note,) = machine.notes
+    assert (
+        note
+        == "Training rests: interactive latency is near its target, and batch lines wait, which go first."
+    )
 
 
 # -- what it hears meanwhile -----------------------------------------------------------------------
