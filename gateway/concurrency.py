@@ -64,7 +64,7 @@ class Adaptive:
         self._draining = False  # more are under way than the last decrease allows
         self._quiet = True
         self._borne = self._goal  # what was allowed when interactive traffic was last seen
-        self._most = self._goal
+        self._most = self._goal  # the limit, but for steps down
         self.stepped_at = -math.inf
         """When it grew last, or went a step down; what was measured before is no reason for another."""
         self.changed_at = -math.inf
@@ -152,9 +152,8 @@ class Adaptive:
             self._grow_to(int(min(max(1, 2 * limit), self._threshold, self._ceiling)), now)
         elif is_measured and newest >= bounds.middle:
             self._grow_to(min(limit + step, self._ceiling), now)
-        elif (
-            since_step < bounds.middle and in_flight <= limit
-        ):  # else: the last step down has had no effect yet
+        elif since_step < bounds.middle and in_flight <= limit:
+            # Not while lines beyond the limit are still to end: nothing was seen of the last step down yet.
             self._goal, self.stepped_at = max(limit - step, self._floor), now
 
     def _grow_to(self, goal: int, now: float) -> None:
