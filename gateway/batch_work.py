@@ -13,7 +13,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from gateway.gently import gently
 from gateway.inference import Inference
 from gateway.protocol.errors import openai_error
 from gateway.routing import Snapshot
+from gateway.snapshots import Snapshots
 from gateway.traffic import Traffic
 from gateway.visit import Answered
 
@@ -72,7 +73,7 @@ class Parts:
     files: Files
     writer: Writer
     inference: Inference
-    snapshot: Callable[[], Snapshot]
+    snapshots: Snapshots
     settings: BatchSettings
 
 
@@ -260,7 +261,7 @@ class BatchWork:
                 answered = await self._parts.inference.ask(
                     self._endpoint,
                     raw,
-                    caller=self._caller_now(),
+                    caller=await self._caller_now(),
                     traffic=Traffic.BATCH,
                     owner=self._job.id,
                     may_be_evicted=evictions < MAX_EVICTIONS,
@@ -278,9 +279,11 @@ class BatchWork:
             await asyncio.sleep(max(backoff, answered.retry_after_seconds or 0.0))
             tries += 1
 
-    def _caller_now(self) -> Caller:
+    async def _caller_now(self) -> Caller:
         """Whoever ordered the batch, with the rights that their key has now. Raises Unauthorized."""
-        snapshot = self._parts.snapshot()
+        return await self._parts.snapshots.decide(self._caller_of)
+
+    def _caller_of(self, snapshot: Snapshot) -> Caller:
         if self._caller is None or self._caller[0] is not snapshot:
             self._caller = snapshot, access.caller_of(snapshot, self._job.key_id)
         return self._caller[1]

@@ -21,22 +21,21 @@ def _runtime(request: Request) -> Runtime:
 TheRuntime = Annotated[Runtime, Depends(_runtime)]
 
 
-def _caller(request: Request, runtime: TheRuntime, scope: Scope) -> Caller:
-    headers = request.headers
-    return access.authorize(
-        runtime.snapshot,
-        headers.get("authorization", "").encode("latin-1"),
-        headers.get("x-api-key", "").encode("latin-1"),
-        scope,
+async def _caller(request: Request, runtime: TheRuntime, scope: Scope) -> Caller:
+    authorization, api_key = (
+        request.headers.get(name, "").encode("latin-1") for name in ("authorization", "x-api-key")
+    )
+    return await runtime.snapshots.decide(
+        lambda snapshot: access.authorize(snapshot, authorization, api_key, scope)
     )
 
 
-def _anybody(request: Request, runtime: TheRuntime) -> Caller:
-    return _caller(request, runtime, Scope.INFERENCE)
+async def _anybody(request: Request, runtime: TheRuntime) -> Caller:
+    return await _caller(request, runtime, Scope.INFERENCE)
 
 
-def _admin(request: Request, runtime: TheRuntime) -> Caller:
-    return _caller(request, runtime, Scope.ADMIN)
+async def _admin(request: Request, runtime: TheRuntime) -> Caller:
+    return await _caller(request, runtime, Scope.ADMIN)
 
 
 Anybody = Annotated[Caller, Depends(_anybody)]

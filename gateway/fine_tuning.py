@@ -252,7 +252,7 @@ def _from_feedback(runtime: Runtime, body: NewJob, metadata: dict[str, str], cal
 async def _catch_up(runtime: Runtime, jobs: Iterable[Job]) -> None:
     """Whoever reads here that a job has succeeded may ask its model at once."""
     if any(job.state is JobState.SUCCEEDED for job in jobs):
-        await runtime.catch_up()
+        await runtime.snapshots.catch_up()
 
 
 async def _job(runtime: Runtime, id: str, caller: Caller) -> Job:

@@ -32,6 +32,7 @@ from gateway.quotas import UNNAMED_ANSWER_TOKENS, Quotas, Ticket, estimated_toke
 from gateway.recorder import Record, Recorder
 from gateway.reply import HttpScope, Message, Receive, Reply, Send
 from gateway.shadow import Shadows
+from gateway.snapshots import Snapshots
 from gateway.trace_context import Trace, pass_on
 from gateway.traffic import Traffic
 from gateway.visit import Answered, Asking, Collected, Visit
@@ -46,7 +47,7 @@ class Inference:
         self,
         settings: Settings,
         attempts: Attempts,
-        snapshot: Callable[[], routing.Snapshot],
+        snapshots: Snapshots,
         conversations: Conversations,
         recorder: Recorder,
         shadows: Shadows,
@@ -60,7 +61,7 @@ class Inference:
         says which trace a request belongs to."""
         self._settings = settings
         self._attempts = attempts
-        self._snapshot = snapshot
+        self._snapshots = snapshots
         self._conversations = conversations
         self._recorder = recorder
         self._shadows = shadows
@@ -134,7 +135,7 @@ class Inference:
         try:
             raw = await body()
             visit.presence = Presence(receive)
-            call = self._admit(asking, raw, visit, reply)
+            call = await self._snapshots.decide(functools.partial(self._admit, asking, raw, visit, reply))
             await self._serve(asking, call, visit, reply)
         except ClientGone:
             passage.ending = Ending.LEFT
@@ -227,9 +228,14 @@ class Inference:
             raise TooLarge(f"The request body is larger than the {most} bytes that are allowed here.")
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _admit(self, asking: Asking, raw: bytes, visit: Visit, reply: Reply) -> Call:
-        """The call that a request makes, checked against everything that can be known before an engine is asked."""
-        snapshot, endpoint = self._snapshot(), asking.endpoint
+    def _admit(
+        self, asking: Asking, raw: bytes, visit: Visit, reply: Reply, snapshot: routing.Snapshot
+    ) -> Call:
+        """The call that a request makes, checked against everything that can be known before an engine is asked.
+
+        What it raises before the quota is taken may be tried again.
+        """
+        endpoint = asking.endpoint
         caller = asking.authorize(snapshot)
         traffic = asking.traffic or (Traffic.TRAINING if caller.may_evaluate else Traffic.INTERACTIVE)
         visit.passage.traffic = traffic

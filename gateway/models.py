@@ -8,7 +8,7 @@ from fastapi import APIRouter
 
 from adapters.errors import NotFound
 from gateway.deps import Anybody, TheRuntime
-from gateway.routing import Model
+from gateway.routing import Model, Snapshot
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -22,9 +22,13 @@ async def list_models(runtime: TheRuntime, caller: Anybody) -> dict[str, Any]:
 @router.get("/{model:path}")
 async def retrieve_model(model: str, runtime: TheRuntime, caller: Anybody) -> dict[str, Any]:
     """One of them; its name may hold `@`, `/` and `:`."""
-    for known in runtime.snapshot.models:
+    return _shape(await runtime.snapshots.decide(lambda snapshot: _find(snapshot, model)))
+
+
+def _find(snapshot: Snapshot, model: str) -> Model:
+    for known in snapshot.models:
         if known.id == model:
-            return _shape(known)
+            return known
     raise NotFound(
         f"The model '{model}' does not exist or you do not have access to it.",
         param="model",

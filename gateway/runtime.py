@@ -1,7 +1,6 @@
 """One gateway process's parts, put together: the records, the engines, the loops that tend them, the snapshot.
 
-Owns their life: `start` to `stop`. The snapshot is read here by everybody and swapped here alone, whenever the
-registry's revision has changed, whoever changed it (this process, the CLI, a trainer). Knows nothing of HTTP.
+Owns their life: `start` to `stop`. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ from adapters.standings import Standing, Standings
 from adapters.triggers import due_by_time, maybe_enqueue
 from adapters.uploads import Uploads
 from adapters.writer import Writer
-from gateway import routing
 from gateway.admission import Admission
 from gateway.answer_tally import AnswerTally
 from gateway.attempts import Attempts
@@ -56,7 +54,9 @@ from gateway.quotas import Quotas
 from gateway.readings import Reading
 from gateway.reconcile import Reconciler
 from gateway.recorder import Recorder
+from gateway.routing import Snapshot
 from gateway.shadow import Shadows
+from gateway.snapshots import Snapshots
 from gateway.supervisor import SupervisedEngine
 from gateway.tally import Tally
 from gateway.trace_context import pass_on
@@ -65,9 +65,6 @@ from gateway.upstream import Pool
 from gateway.validation import Validation
 
 log = logging.getLogger("burnish.runtime")
-
-REFRESH_SECONDS = 0.2
-"""How soon a change made by another process is seen."""
 
 HEARTBEAT_SECONDS = 2.0
 HEADROOM_SECONDS, HEADROOM_STEP = 0.2, 0.05
@@ -79,7 +76,7 @@ LAG_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
 PURGE_SECONDS = 3600.0
 TRIGGER_SECONDS = 5.0
 LOOK_SECONDS = 0.5
-"""Between two looks at experiments: with REFRESH_SECONDS less than the two seconds in which a breach must be over."""
+"""Between two looks at experiments: with the snapshot's REFRESH_SECONDS less than the two seconds in which a breach must be over."""
 
 DAY_SECONDS = 86400.0
 
@@ -119,8 +116,7 @@ class Runtime:
         self.jobs = Jobs(db, settings.training.max_attempts)
         self.orders = Orders(settings, self.registry, self.routes, self.files)
         self.validation = Validation(self.jobs, self.files, self.id)
-        self.snapshot = routing.EMPTY
-        self._stale = asyncio.Event()
+        self.snapshots = Snapshots(self.registry, settings.models, self._wake_engines)
         self._tasks: list[asyncio.Task[None]] = []
         self.engines, self._controls = self._connect(processes)
         self.costs = Costs(settings, self.engines, self.labels)
@@ -130,7 +126,7 @@ class Runtime:
             self.registry,
             self.placements,
             lambda: self.snapshot,
-            self._stale.set,
+            self.snapshots.is_stale,
             settings.canary,
             settings.health,
         )
@@ -141,7 +137,7 @@ class Runtime:
         self.inference = Inference(
             settings,
             Attempts(settings, self.engines, self.recorder, conversations),
-            lambda: self.snapshot,
+            self.snapshots,
             conversations,
             self.recorder,
             self.shadows,
@@ -152,9 +148,7 @@ class Runtime:
             begin_trace=self.traces.begin if self.traces is not None else pass_on,
         )
         self.batches = Batches(db)
-        parts = Parts(
-            self.batches, self.files, self.writer, self.inference, lambda: self.snapshot, settings.batches
-        )
+        parts = Parts(self.batches, self.files, self.writer, self.inference, self.snapshots, settings.batches)
         self.batch_runner = BatchRunner(parts, self.id)
 
     async def start(self, url: str) -> None:
@@ -163,8 +157,8 @@ class Runtime:
         await asyncio.to_thread(self.registry.sweep)
         await asyncio.to_thread(self.files.sweep)
         await asyncio.to_thread(self.uploads.sweep)
-        await self.reload()
-        self._spawn(self._follow_registry(), "registry")
+        await self.snapshots.reload()
+        self._spawn(self.snapshots.follow(), "registry")
         self._spawn(self._beat(url), "heartbeat")
         self._spawn(self._purge(), "purge")
         self._spawn(self._trigger(), "trigger")
@@ -177,6 +171,11 @@ class Runtime:
             watch = Watch(engine, self._controls[engine], self.engines, self.settings.health)
             self._spawn(watch.run(), f"watch {engine.name}")
             self._spawn(self._reconciler.run(engine), f"reconcile {engine.name}")
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What requests go by now."""
+        return self.snapshots.current
 
     @property
     def controls(self) -> Mapping[Engine, Control]:
@@ -197,18 +196,9 @@ class Runtime:
         await asyncio.gather(*(asyncio.to_thread(outbox.close) for outbox in outboxes))
         await asyncio.to_thread(self.placements.leave, self.id)
 
-    async def catch_up(self) -> None:
-        """Sees what other processes have changed until now, without waiting for the next look."""
-        if await asyncio.to_thread(self.registry.revision) != self.snapshot.revision:
-            await self.reload()
-
-    async def reload(self) -> None:
-        """Swaps the snapshot for the registry's newest. Requests that began keep theirs."""
-        rows = await asyncio.to_thread(self.registry.snapshot_rows)
-        if rows.revision > self.snapshot.revision:
-            self.snapshot = routing.build(rows, self.settings.models)
-            for engine in self.engines.all:
-                engine.wake.set()
+    def _wake_engines(self) -> None:
+        for engine in self.engines.all:
+            engine.wake.set()
 
     def _connect(self, processes: Mapping[str, SupervisedEngine]) -> tuple[Engines, dict[Engine, Control]]:
         controls: dict[Engine, Control] = {}
@@ -227,19 +217,6 @@ class Runtime:
     def _register_bases(self) -> None:
         for name in self.settings.models:
             self.registry.register_base(name, base_digest(self.settings, name))
-
-    async def _follow_registry(self) -> None:
-        while True:
-            try:
-                await self.catch_up()
-            except Exception:  # the database may be away for a while; what is known goes on being served
-                log.exception("registry_unreadable")
-            try:
-                async with asyncio.timeout(REFRESH_SECONDS):
-                    await self._stale.wait()
-                self._stale.clear()
-            except TimeoutError:
-                pass
 
     async def _tick(self) -> None:
         """Fits what batches may do to the latency that people have, and sees how late it comes to it."""
@@ -317,7 +294,7 @@ class Runtime:
                         experiment.state,
                         experiment.epoch,
                     )
-                    self._stale.set()
+                    self.snapshots.is_stale()
             except Exception:
                 log.exception("look_failed")
 

@@ -21,5 +21,5 @@ def actor(caller: Caller) -> str:
 async def change(runtime: Runtime, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Writes, and returns once the next request to this gateway goes by what was written."""
     written = await asyncio.to_thread(write, *args, **kwargs)
-    await runtime.reload()
+    await runtime.snapshots.reload()
     return written

@@ -14,6 +14,8 @@ import httpx
 import openai
 import pytest
 
+from adapters.database import Database
+from adapters.keys import Keys, Scope
 from loadtests.fake_engine.process import FakeEngine
 from tests.conftest import MODEL, Server, engines_config, running, start_server, wait_for
 
@@ -214,6 +216,18 @@ def test_promise_12_keys_are_needed_once_there_is_one_and_kept_as_digests(
             assert refused.value.param == field
     assert secret.encode() not in (server.home / "burnish.db").read_bytes()
     assert secret not in server.log
+
+
+def test_a_key_is_good_from_the_moment_it_is_made(engine: FakeEngine, tmp_path: Path) -> None:
+    with running(tmp_path / "home", engines_config(engine)) as server:
+        keys = Keys(Database(f"sqlite:///{server.home / 'burnish.db'}"))
+        _, first = keys.create("first", {Scope.INFERENCE}, "anna")
+        answers_with_key(server, first)
+        for name in ("one", "two", "three"):
+            _, secret = keys.create(name, {Scope.INFERENCE, Scope.ADMIN}, "anna")
+            assert server.client(api_key=secret).chat.completions.create(**ASK).choices
+            _, secret = keys.create(name, {Scope.INFERENCE, Scope.ADMIN}, "anna")
+            assert server.client(api_key=secret).get("/adapters", cast_to=object)
 
 
 def answers_with_key(server: Server, secret: str) -> None:

@@ -165,7 +165,7 @@ async def test_what_was_counted_is_what_is_told(runtime: Runtime) -> None:
 async def test_targets_are_told_of_every_name_that_can_be_asked_and_of_none(runtime: Runtime) -> None:
     names = [*(f"other-{number}" for number in range(9)), "chat"]
     models = tuple(Model(name, 0, "route", None) for name in names)
-    runtime.snapshot = replace(runtime.snapshot, models=models)
+    runtime.snapshots.current = replace(runtime.snapshot, models=models)
     found = series(runtime)
     assert value(found, "burnish_latency_target_seconds", route="", kind="ttft") == 1.0
     assert value(found, "burnish_latency_target_seconds", route="chat", kind="ttft") == 0.5
