@@ -39,7 +39,7 @@ class Control:
             wire.respond(200, orjson.dumps(vars(self._settings)))
 
     def _reset(self, request: Request, wire: Connection) -> None:
-        """Settings, counts and the log as at the start; adapters stay, requests in flight stay counted."""
+        """Settings, counts and the log as at the start; adapters stay, requests in flight stay active."""
         self._settings.reset()
         self._stats.reset()
         self._forget()

@@ -130,7 +130,7 @@ class Engine:
 
     def _generate(self, request: Request, wire: Connection) -> Answering:
         self._log.append(request)
-        self.stats.begin()
+        end = self.stats.begin()
         try:
             body = _read_json(request, *prompts.REQUIRED[request.path])
             fault = self._take_fault(request, body.get("model") or self._model)
@@ -138,16 +138,17 @@ class Engine:
             reply, pace = self._replies[request.path](plan), self._pace(fault)
             streams = bool(body.get("stream")) and request.path != EMBEDDINGS
             if streams or not pace.instant:
-                return self._answer(wire, plan, reply, streams, pace)
+                return self._answer(wire, plan, reply, streams, pace, end)
             whole = reply.whole()
         except Exception:
-            self.stats.end(Ending.REJECTED)
+            end(Ending.REJECTED)
             raise
         wire.respond(200, whole)
         measured = self.metrics.begin(plan.prompt_tokens)
         measured.scheduled()
         self._count(plan, measured)(len(plan.tokens))
-        self._end(plan, measured, Ending.COMPLETED)
+        end(Ending.COMPLETED)
+        measured.end(Ending.COMPLETED, plan.speech.finish_reason)
         return None
 
     def _plan(self, request: Request, body: dict[str, Any], *, wrong: bool) -> Generation:
@@ -187,7 +188,13 @@ class Engine:
             raise Rejected(errors.prompt_too_long(longest, limit))
 
     async def _answer(
-        self, wire: Connection, plan: Generation, reply: Reply, streams: bool, pace: Pace
+        self,
+        wire: Connection,
+        plan: Generation,
+        reply: Reply,
+        streams: bool,
+        pace: Pace,
+        end: Callable[[Ending], None],
     ) -> None:
         """What takes time. Ends as aborted where the client leaves, which cancels this."""
         ending, slot = Ending.ABORTED, None
@@ -202,7 +209,8 @@ class Engine:
         finally:
             if slot is not None:
                 self._slots.give_back(slot)
-            self._end(plan, measured, ending)
+            end(ending)
+            measured.end(ending, plan.speech.finish_reason)
 
     def _count(self, plan: Generation, measured: Measured) -> Callable[[int], None]:
         choices = plan.n * len(plan.prompts)
@@ -212,10 +220,6 @@ class Engine:
             measured.say(steps * choices, steps)
 
         return count
-
-    def _end(self, plan: Generation, measured: Measured, ending: Ending) -> None:
-        self.stats.end(ending)
-        measured.end(ending, plan.speech.finish_reason)
 
     def _forget(self) -> None:
         self._log.clear()

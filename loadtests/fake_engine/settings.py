@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from fnmatch import fnmatchcase
@@ -150,7 +150,10 @@ def _matching(by_pattern: dict[str, T], model: str) -> Iterator[T]:
 
 @dataclass
 class Stats:
-    """Counts of generation requests: requests = active + completed + aborted + rejected + faulted."""
+    """Counts of generation requests: requests = active + completed + aborted + rejected + faulted.
+
+    A request that was in flight at a reset is active until it ends, and then in no count: whoever resets begins at nothing.
+    """
 
     requests: int = 0
     active: int = 0
@@ -172,17 +175,26 @@ class Stats:
     """Connections accepted so far."""
     models: Counter[str] = field(default_factory=Counter)
     paths: Counter[str] = field(default_factory=Counter)
+    resets: int = 0
 
     def reset(self) -> None:
         """As at the start, but for the requests in flight."""
         active = self.active
-        vars(self).update(vars(Stats(requests=active, active=active, max_active=active)))
+        begun = Stats(requests=active, active=active, max_active=active, resets=self.resets + 1)
+        vars(self).update(vars(begun))
 
-    def begin(self) -> None:
+    def begin(self) -> Callable[[Ending], None]:
+        """Counts a request; what it returns is to be called once, at its end."""
         self.requests += 1
         self.active += 1
         self.max_active = max(self.max_active, self.active)
+        resets = self.resets
 
-    def end(self, ending: Ending) -> None:
-        self.active -= 1
-        setattr(self, ending.value, getattr(self, ending.value) + 1)
+        def end(ending: Ending) -> None:
+            self.active -= 1
+            if resets == self.resets:
+                setattr(self, ending.value, getattr(self, ending.value) + 1)
+            else:
+                self.requests -= 1
+
+        return end

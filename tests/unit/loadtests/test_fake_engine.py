@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Timer
+from threading import Thread, Timer
 from typing import Any
 
 import anthropic
@@ -720,6 +720,23 @@ class TestControl:
         assert stats["models"] == {BASE: 2, "nobody": 1}
         engine.reset()
         assert engine.stats()["requests"] == 0
+
+    def test_what_was_in_flight_at_a_reset_is_active_until_it_ends_and_then_in_no_count(
+        self, engine: FakeEngine
+    ) -> None:
+        engine.set(fault="hang", fault_count=1)
+        hanging = Thread(target=self._hang, args=(engine,))
+        hanging.start()
+        engine.wait_for(active=1)
+        engine.reset()
+        assert engine.stats()["active"] == 1
+        say(engine)
+        hanging.join()
+        engine.wait_for(active=0, requests=1, completed=1, aborted=0)
+
+    def _hang(self, engine: FakeEngine) -> None:
+        with httpx.Client(base_url=engine.url, timeout=1.0) as client, pytest.raises(httpx.ReadTimeout):
+            client.post(CHAT, json=HELLO)
 
     def test_the_log_shows_what_was_asked(self, engine: FakeEngine) -> None:
         headers = {"X-Trace": "7"}
