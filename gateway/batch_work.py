@@ -13,7 +13,6 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,13 @@ from adapters.writer import Writer
 from gateway import access
 from gateway.access import Caller
 from gateway.admission import Evicted
-from gateway.batch_files import OPEN_BYTES, Reader, write_results
+from gateway.batch_files import Reader, write_results
 from gateway.batch_input import Line, examine
 from gateway.batch_shapes import EXPIRED_LINE, error_line, result_line
 from gateway.endpoints import ENDPOINTS
 from gateway.gently import gently
 from gateway.inference import Inference
+from gateway.open_lines import OpenLines
 from gateway.protocol.errors import openai_error
 from gateway.routing import Snapshot
 from gateway.snapshots import Snapshots
@@ -50,9 +50,6 @@ LEASE_SECONDS = 6.0
 
 BEAT_SECONDS = 1.0
 """How often progress is told and wishes are heard."""
-
-OPEN_LINES = 256
-"""Lines of one batch that wait for their place, are asked, or wait to be asked again."""
 
 MAX_EVICTIONS = 3
 """After that a line keeps its place: it would never end otherwise."""
@@ -104,9 +101,8 @@ class BatchWork:
         self._is_counted = False
         self._ending: JobState | None = None
         self._problems: list[dict[str, Any]] = []
-        self._changed = asyncio.Event()
         self._lost = False
-        self._open_bytes = 0
+        self._open = OpenLines(lambda: self._is_over)
         self._caller: tuple[Snapshot, Caller] | None = None
 
     async def go(self) -> None:
@@ -147,12 +143,12 @@ class BatchWork:
 
     def _lose(self) -> None:
         self._lost = True
-        self._changed.set()
+        self._open.look()
 
     def _end(self, state: JobState) -> None:
         """No more lines are asked, and those under way are given up."""
         self._ending = self._ending or state
-        self._changed.set()
+        self._open.look()
 
     # -- validating --------------------------------------------------------------------------------
     async def _validate(self) -> bool:
@@ -198,18 +194,17 @@ class BatchWork:
                 self._problems = [_file_gone(self._job)]
                 self._end(JobState.FAILED)
             return
-        tasks: set[asyncio.Task[None]] = set()
         try:
             with contextlib.closing(lines):
                 while not self._is_over and (page := await asyncio.to_thread(lines.page)):
                     for line, size in page:
-                        await self._until_room(tasks, OPEN_LINES)
+                        await self._open.until_room()
                         if self._is_over:
                             break
-                        tasks.add(asyncio.create_task(self._line(line, size)))
-                await self._until_room(tasks, 1)
+                        self._open.add(self._line(line), size)
+                await self._open.until_none()
         finally:
-            await _give_up(tasks)
+            await self._open.give_up()
         self._go_on()
 
     async def _resume(self) -> None:
@@ -229,28 +224,13 @@ class BatchWork:
     def _is_over(self) -> bool:
         return self._lost or self._ending is not None
 
-    async def _until_room(self, tasks: set[asyncio.Task[None]], most: int) -> None:
-        """Returns once fewer than `most` are open, or it is over. Raises what a line has failed with."""
-        while tasks and not self._is_over and (len(tasks) >= most or self._open_bytes > OPEN_BYTES):
-            self._changed.clear()
-            changed = asyncio.ensure_future(self._changed.wait())
-            done, _ = await asyncio.wait((*tasks, changed), return_when=asyncio.FIRST_COMPLETED)
-            changed.cancel()
-            for task in done - {changed}:
-                tasks.discard(task)
-                task.result()
-
-    async def _line(self, line: Line, size: int) -> None:
+    async def _line(self, line: Line) -> None:
         """One line from its turn to its answer on disk."""
-        self._open_bytes += size
-        try:
-            answered = await self._ask(line)
-            body = orjson.loads(answered.body)
-            is_error = answered.status >= 400
-            told = result_line(line.custom_id, answered.status, answered.request_id, body)
-            await self._keep([LineResult(line.number, is_error, told)])
-        finally:
-            self._open_bytes -= size
+        answered = await self._ask(line)
+        body = orjson.loads(answered.body)
+        is_error = answered.status >= 400
+        told = result_line(line.custom_id, answered.status, answered.request_id, body)
+        await self._keep([LineResult(line.number, is_error, told)])
 
     async def _ask(self, line: Line) -> Answered:
         """The line's answer, asked again where that may help."""
@@ -349,16 +329,6 @@ class BatchWork:
                     for line, _ in page
                 ]
                 await self._keep(told)
-
-
-async def _give_up(tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Ends what is under way: it has no answer, and is asked by whoever goes on."""
-    left = tuple(tasks)
-    for task in left:
-        task.cancel()
-    for result in await asyncio.gather(*left, return_exceptions=True):
-        if isinstance(result, Exception) and not isinstance(result, StaleWorker):
-            log.warning("batch_line_failed: %s", type(result).__name__)
 
 
 def _file_gone(job: Job) -> dict[str, Any]:
