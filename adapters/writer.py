@@ -148,6 +148,7 @@ class Writer:
                 for item in items:
                     item.error = item.error or error
             _settle(items)
+            del group, items  # the next may be long in coming
             next_at = time.monotonic() + SPACING_SECONDS
 
     def _write(self, items: Sequence[_Item]) -> None:

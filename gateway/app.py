@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import secrets
 from collections.abc import Awaitable, Callable
 
 import orjson
@@ -32,8 +31,9 @@ from gateway import (
     stored_responses,
 )
 from gateway.endpoints import ENDPOINTS
+from gateway.ids import hex_id
 from gateway.protocol.errors import error_headers, openai_error
-from gateway.reply import HttpScope, Message, Receive, Send
+from gateway.reply import WIRE, HttpScope, Message, Receive, Send
 from gateway.runtime import Runtime
 
 log = logging.getLogger("burnish.app")
@@ -68,6 +68,7 @@ def create_app(runtime: Runtime) -> App:
         elif scope["method"] == "OPTIONS":
             await _options(send)
         else:
+            scope.pop(WIRE, None)
             await rest(scope, receive, send)
 
     if not runtime.settings.cors_origins:
@@ -112,7 +113,7 @@ def _rest(runtime: Runtime) -> App:
 
 def _with_request_id(app: App) -> App:
     async def tagged(scope: HttpScope, receive: Receive, send: Send) -> None:
-        request_id = b"req_" + secrets.token_hex(16).encode()
+        request_id = b"req_" + hex_id().encode()
 
         async def send_tagged(message: Message) -> None:
             if message["type"] == "http.response.start":

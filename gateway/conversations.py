@@ -7,13 +7,13 @@ at any engine and after any restart. The engine gets the whole conversation as `
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from typing import Any
 
 from adapters.errors import InvalidRequest
 from adapters.responses import ResponseStore, StoredResponse
 from gateway.endpoints import Call
+from gateway.ids import hex_id
 
 MAX_TURNS = 1000
 """Turns of one conversation that are put before a request."""
@@ -70,7 +70,7 @@ def as_items(value: str | list[Any]) -> list[Any]:
 
 def _with_id(item: dict[str, Any]) -> dict[str, Any]:
     """An input item as GET /v1/responses/{id}/input_items shows it: with an id, a type and parts."""
-    shown = {"id": f"msg_{secrets.token_hex(16)}", "type": "message", **item}
+    shown = {"id": f"msg_{hex_id()}", "type": "message", **item}
     if shown["type"] == "message" and isinstance(shown.get("content"), str):
         kind = "output_text" if shown.get("role") == "assistant" else "input_text"
         part: dict[str, Any] = {"type": kind, "text": shown["content"]}

@@ -5,7 +5,6 @@ A table; adding an endpoint is adding a row. Knows no engines and no connections
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from adapters.errors import BurnishError
 from adapters.observations import Assignment
 from adapters.settings import Limits
 from gateway.access import Caller
+from gateway.ids import hex_id
 from gateway.latency import Timing
 from gateway.passage import Attempt, Passage
 from gateway.protocol import answers, requests
@@ -172,7 +172,7 @@ class Endpoint:
 
     def new_id(self) -> str:
         """An id for an answer, that no other has."""
-        return self.id_prefix + secrets.token_hex(16)
+        return self.id_prefix + hex_id()
 
 
 def _chat_stream(call: Call, served: str) -> Translator:

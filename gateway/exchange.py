@@ -82,7 +82,7 @@ class Exchange:
         """
         while not self._pieces:
             if self._error is not None:
-                raise self._error
+                raise self._broken()
             if self.complete:
                 return b""
             await self._wait()
@@ -97,7 +97,7 @@ class Exchange:
         """The whole body."""
         while not self.complete:
             if self._error is not None:
-                raise self._error
+                raise self._broken()
             self._connection.resume()
             await self._wait()
         body = b"".join(self._pieces)
@@ -127,7 +127,7 @@ class Exchange:
         """Returns when status and headers have come."""
         while not self.status:
             if self._error is not None:
-                raise self._error
+                raise self._broken()
             await self._wait()
 
     def wake(self) -> None:
@@ -139,6 +139,11 @@ class Exchange:
         self._buffered += len(piece)
         if self._buffered > PAUSE_BYTES:
             self._connection.pause()
+
+    def _broken(self) -> UpstreamError:
+        """Its error, anew each time: one that has been raised holds the frames that it went through, and they hold this."""
+        assert self._error is not None
+        return type(self._error)(*self._error.args)
 
     async def _wait(self) -> None:
         self._waiter = self._loop.create_future()
@@ -193,6 +198,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         exchange, self.exchange = self.exchange, None
+        self._parser = None  # it has this for its callbacks: they would hold each other
         self._owner.forget(self)
         if exchange is None:
             return

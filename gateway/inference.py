@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -24,18 +23,19 @@ from gateway.admission import Admission, Evicted
 from gateway.attempts import Attempts
 from gateway.conversations import Conversations
 from gateway.endpoints import ENDPOINTS, Call, Endpoint
+from gateway.ids import hex_id
 from gateway.latency import Latencies
 from gateway.passage import Ending, Passage
-from gateway.presence import ClientGone, Presence
+from gateway.presence import ClientGone, Presence, WhenLeft, by_receiving
 from gateway.protocol import requests
 from gateway.quotas import UNNAMED_ANSWER_TOKENS, Quotas, Ticket, estimated_tokens
 from gateway.recorder import Record, Recorder
-from gateway.reply import HttpScope, Message, Receive, Reply, Send
+from gateway.reply import WIRE, HttpScope, Receive, Reply, Send, Wire
 from gateway.shadow import Shadows
 from gateway.snapshots import Snapshots
 from gateway.trace_context import Trace, pass_on
 from gateway.traffic import Traffic
-from gateway.visit import Answered, Asking, Collected, Visit
+from gateway.visit import Answered, Asking, Collected, Eviction, Visit
 
 log = logging.getLogger("burnish.inference")
 
@@ -80,7 +80,13 @@ class Inference:
             trace_parent=_text(scope, b"traceparent"),
             trace_state=_text(scope, b"tracestate"),
         )
-        await self._handle(asking, functools.partial(self._body, scope, receive), receive, send)
+        wire: Wire | None = scope.pop(WIRE, None)
+        await self._handle(
+            asking,
+            functools.partial(self._body, scope, receive, wire),
+            wire.when_left if wire is not None else by_receiving(receive),
+            Reply(send, asking.request_id, anthropic=asking.endpoint.anthropic, wire=wire),
+        )
 
     async def ask(
         self,
@@ -96,19 +102,10 @@ class Inference:
 
         Raises Evicted where its place was taken away for a person: ask again. Cancelling ends the engine's work too.
         """
-        left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        collected = Collected()
+        collected, eviction = Collected(), Eviction()
 
         async def body() -> bytes:
             return raw
-
-        async def receive() -> Message:
-            await asyncio.shield(left)
-            return {"type": "http.disconnect"}
-
-        def evict() -> None:
-            if not left.done():
-                left.set_result(None)
 
         asking = Asking(
             endpoint,
@@ -116,25 +113,25 @@ class Inference:
             lambda _: caller,
             traffic=traffic,
             owner=owner,
-            evict=evict if may_be_evicted else None,
+            evict=eviction.evict if may_be_evicted else None,
         )
-        await self._handle(asking, body, receive, collected.send)
+        reply = Reply(collected.send, asking.request_id, anthropic=endpoint.anthropic)
+        await self._handle(asking, body, eviction.when_left, reply)
         if not collected.status:
             raise Evicted
         return collected.answered(asking.request_id)
 
     async def _handle(
-        self, asking: Asking, body: Callable[[], Awaitable[bytes]], receive: Receive, send: Send
+        self, asking: Asking, body: Callable[[], Awaitable[bytes]], when_left: WhenLeft, reply: Reply
     ) -> None:
         """One request, whatever becomes of it; what it holds is given back."""
         endpoint, request_id = asking.endpoint, asking.request_id
-        reply = Reply(send, request_id, anthropic=endpoint.anthropic)
         passage = Passage(request_id, endpoint.path, asking.trace_parent, asking.trace_state)
         passage.trace = self._begin_trace(passage)
         visit = Visit(passage)
         try:
             raw = await body()
-            visit.presence = Presence(receive)
+            visit.presence = Presence(when_left)
             call = await self._snapshots.decide(functools.partial(self._admit, asking, raw, visit, reply))
             await self._serve(asking, call, visit, reply)
         except ClientGone:
@@ -202,6 +199,7 @@ class Inference:
                 observer(passage)
             except Exception:  # whoever watches must not cost anybody an answer
                 log.exception("observer_failed request=%s", passage.request_id)
+        passage.call = None
 
     async def _refuse(self, error: BurnishError, record: Record | None, reply: Reply) -> None:
         if record is not None:
@@ -209,24 +207,17 @@ class Inference:
             await self._recorder.fail(record, Status.ERROR, code, at_fault=at_fault)
         await reply.error(error)
 
-    async def _body(self, scope: HttpScope, receive: Receive) -> bytes:
+    async def _body(self, scope: HttpScope, receive: Receive, wire: Wire | None) -> bytes:
         """The request's body. Raises TooLarge before more than the limit is held in memory."""
         most = self._settings.limits.max_body_bytes
         length = _header(scope, b"content-length")
-        pieces, size = [], 0
-        too_large = length.isdigit() and int(length) > most
-        while not too_large:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            pieces.append(message.get("body", b""))
-            size += len(pieces[-1])
-            too_large = size > most
-            if not message.get("more_body"):
-                break
-        if too_large:
+        is_known = length.isdigit() and int(length) > most
+        body = wire.body() if wire is not None and not is_known else None
+        if body is None and not is_known:
+            body = await _received(receive, most)
+        if body is None or len(body) > most:
             raise TooLarge(f"The request body is larger than the {most} bytes that are allowed here.")
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return body
 
     def _admit(
         self, asking: Asking, raw: bytes, visit: Visit, reply: Reply, snapshot: routing.Snapshot
@@ -270,8 +261,21 @@ class Inference:
             reply.headers = call.limit_headers = self._quotas.headers(call.caller)
 
 
+async def _received(receive: Receive, most: int) -> bytes:
+    """A body as it comes; no more of it than the first piece that is too much. Raises ClientGone."""
+    pieces, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        pieces.append(message.get("body", b""))
+        size += len(pieces[-1])
+        if size > most or not message.get("more_body"):
+            return b"".join(pieces)
+
+
 def _new_request_id() -> str:
-    return "req_" + secrets.token_hex(16)
+    return "req_" + hex_id()
 
 
 def _authorize(scope: HttpScope, snapshot: routing.Snapshot) -> Caller:

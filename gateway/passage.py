@@ -62,7 +62,8 @@ class Passage:
     route: str = ""
     """The name that is asked for, once it is known that there is such a thing."""
     call: Call | None = None
-    """None: it was refused before it was known what is asked of whom."""
+    """None: it was refused before it was known what is asked of whom. Let go of when all have been told: a call has its
+    passage, and the two would hold each other, with all that was asked and answered."""
     failed_over_from: Target | None = None
     """The variant that could not answer; `call.target` is the control, which was asked in its stead."""
     failed_over_for: BurnishError | None = None
@@ -89,4 +90,6 @@ class Passage:
     """The record itself: of the writer's thread, which may set it when the passage is over."""
 
     def fail(self, error: BurnishError) -> None:
+        """`error` loses where it comes from: those frames hold the passage, which would hold them."""
+        error.__traceback__ = error.__context__ = error.__cause__ = None
         self.ending, self.error = Ending.ERROR, error

@@ -6,10 +6,14 @@ A client that leaves, streaming or not, closes the exchange, and so ends the eng
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from gateway.exchange import Exchange
 from gateway.reply import Receive
+
+WhenLeft = Callable[[Callable[[], None]], Callable[[], None]]
+"""Calls what it is given once the client has left, at once perhaps, until what it returns is called."""
 
 
 class ClientGone(Exception):
@@ -19,18 +23,17 @@ class ClientGone(Exception):
 class Presence:
     """Whether the client is still there; closes the exchange of one that has left."""
 
-    __slots__ = ("_task", "exchange", "gone")
+    __slots__ = ("exchange", "forget", "gone")
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, when_left: WhenLeft) -> None:
         self.gone = False
         self.exchange: Exchange | None = None
-        self._task = asyncio.ensure_future(receive())
-        self._task.add_done_callback(self._leave)
+        self.forget = when_left(self._leave)
+        """Stops watching."""
 
-    def _leave(self, task: asyncio.Future[Any]) -> None:
-        if not task.cancelled():
-            self.gone = True
-            self.close_exchange()
+    def _leave(self) -> None:
+        self.gone = True
+        self.close_exchange()
 
     def watch(self, exchange: Exchange) -> None:
         """From now on this is the exchange to close."""
@@ -50,6 +53,17 @@ class Presence:
             self.exchange.close()
             self.exchange = None
 
-    def forget(self) -> None:
-        """Stops watching."""
-        self._task.cancel()
+
+def by_receiving(receive: Receive) -> WhenLeft:
+    """As ASGI has it: whoever is awaited after the body has come has left."""
+
+    def when_left(left: Callable[[], None]) -> Callable[[], None]:
+        task = asyncio.ensure_future(receive())
+        task.add_done_callback(lambda task: None if task.cancelled() else left())
+        return lambda: _cancel(task)
+
+    return when_left
+
+
+def _cancel(task: asyncio.Future[Any]) -> None:
+    task.cancel()

@@ -1,13 +1,13 @@
 """One answer to a client over ASGI: its head once, then pieces, then the end; errors in the client's API's shape.
 
 Knows nothing of engines. Everything that `inference` says to a client goes through here, so that the server
-underneath can be another one.
+underneath can be another one. What the server can do beyond ASGI is in the scope under `WIRE`, see `wire`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -20,6 +20,22 @@ Send = Callable[[Message], Awaitable[None]]
 Receive = Callable[[], Awaitable[Message]]
 Headers = Iterable[tuple[bytes, bytes]]
 
+WIRE = "burnish.wire"
+"""To be taken out of the scope: with it there the request's objects hold each other in a circle."""
+
+
+class Wire(Protocol):
+    """What the server underneath can do beyond ASGI."""
+
+    def when_left(self, left: Callable[[], None]) -> Callable[[], None]: ...
+
+    def is_beneath(self, send: Send) -> bool: ...
+
+    def body(self) -> bytes | None: ...
+
+    def respond(self, status: int, headers: Headers, body: bytes) -> None: ...
+
+
 JSON = (b"content-type", b"application/json")
 EVENTS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -31,10 +47,13 @@ EVENTS = (
 class Reply:
     """The answer to one request. `started` once its head has gone out."""
 
-    __slots__ = ("_anthropic", "_request_id", "_send", "headers", "started")
+    __slots__ = ("_anthropic", "_request_id", "_send", "_wire", "headers", "started")
 
-    def __init__(self, send: Send, request_id: str, *, anthropic: bool = False) -> None:
+    def __init__(
+        self, send: Send, request_id: str, *, anthropic: bool = False, wire: Wire | None = None
+    ) -> None:
         self._send = send
+        self._wire = wire if wire is not None and wire.is_beneath(send) else None
         self._request_id = request_id
         self._anthropic = anthropic
         self.headers: tuple[tuple[bytes, bytes], ...] = ()
@@ -43,7 +62,11 @@ class Reply:
 
     async def json(self, body: bytes, status: int = 200, headers: Headers = ()) -> None:
         """A whole answer."""
-        await self._head(status, (JSON, (b"content-length", str(len(body)).encode()), *headers))
+        head = self._head(JSON, (b"content-length", b"%d" % len(body)), *headers)
+        if self._wire is not None:
+            self._wire.respond(status, head, body)
+            return
+        await self._send({"type": "http.response.start", "status": status, "headers": head})
         await self._send({"type": "http.response.body", "body": body})
 
     async def error(self, error: BurnishError) -> None:
@@ -53,7 +76,8 @@ class Reply:
 
     async def start_events(self, headers: Headers = ()) -> None:
         """The head of a stream."""
-        await self._head(200, (*EVENTS, *headers))
+        head = self._head(*EVENTS, *headers)
+        await self._send({"type": "http.response.start", "status": 200, "headers": head})
 
     async def piece(self, data: bytes) -> None:
         """A piece of a stream; returns when the client's connection can take more."""
@@ -63,10 +87,10 @@ class Reply:
         """The last piece."""
         await self._send({"type": "http.response.body", "body": data})
 
-    async def _head(self, status: int, headers: Headers) -> None:
+    def _head(self, *headers: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
         self.started = True
-        tags = [(b"x-request-id", self._request_id.encode())]
+        request_id = self._request_id.encode()
+        head = [*headers, *self.headers, (b"x-request-id", request_id)]
         if self._anthropic:
-            tags.append((b"request-id", self._request_id.encode()))
-        out = [*headers, *self.headers, *tags]
-        await self._send({"type": "http.response.start", "status": status, "headers": out})
+            head.append((b"request-id", request_id))
+        return head

@@ -14,7 +14,6 @@ import asyncio
 import functools
 import hashlib
 import logging
-import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from adapters.writer import Writer
 from gateway.endpoints import Call
 from gateway.engines import Engine, Engines
 from gateway.exchange import UpstreamError
+from gateway.ids import hex_id
 from gateway.recorder import Record
 from gateway.routing import Shadow
 
@@ -119,7 +119,7 @@ class Shadows:
         except (NoAnswer, UpstreamError) as error:
             log.warning("shadow_unanswered experiment=%s request=%s: %s", experiment, call.request_id, error)
             made = record.settle(Status.ERROR, None, None, "engine_failed")
-        make = functools.partial(_observation, made, f"shd_{secrets.token_hex(16)}", shadow_of)
+        make = functools.partial(_observation, made, f"shd_{hex_id()}", shadow_of)
         return await self._writer.submit_soon(
             functools.partial(insert_shadow, shadow_of=shadow_of, make=make)
         )

@@ -19,6 +19,7 @@ from adapters.errors import BurnishError
 from adapters.settings import Settings
 from adapters.spans import Sketch, SpanKind, Spans
 from gateway import gen_ai, trace_context
+from gateway.endpoints import Call
 from gateway.passage import Attempt, Ending, Passage
 from gateway.tally import error_kind
 from gateway.trace_context import Trace, new_span_id
@@ -48,14 +49,14 @@ class Traces:
     def ended(self, passage: Passage) -> None:
         """An observer of `Inference`."""
         if passage.trace is not None and passage.trace.is_drawn:
-            self._spans.put(functools.partial(self._draw, passage))
+            self._spans.put(functools.partial(self._draw, passage, passage.call))
 
     def close(self) -> None:
         """Sends what waits, for two seconds at most."""
         self._spans.close()
 
     # -- in the spans' thread --------------------------------------------------------------------------
-    def _draw(self, passage: Passage) -> list[Sketch]:
+    def _draw(self, passage: Passage, call: Call | None) -> list[Sketch]:
         """The request's span and those of its stages, in the order in which they began."""
         trace, ended = passage.trace, passage.ended
         assert trace is not None
@@ -69,7 +70,7 @@ class Traces:
             _at(passage.began, clock),
             _at(ended, clock),
             SpanKind.SERVER,
-            self._request(passage),
+            self._request(passage, call),
             _server_error(passage.error),
             is_parent_remote=True,
             trace_state=trace.state,
@@ -128,7 +129,7 @@ class Traces:
             trace_state=trace.state,
         )
 
-    def _request(self, passage: Passage) -> Attributes:
+    def _request(self, passage: Passage, call: Call | None) -> Attributes:
         attributes: Attributes = {
             "http.request.method": "POST",
             "http.route": passage.path,
@@ -142,8 +143,8 @@ class Traces:
             attributes["http.response.status_code"] = status
         if passage.error is not None:
             attributes["error.type"] = error_kind(passage.error)
-        if passage.call is not None:
-            attributes |= _call(passage)
+        if call is not None:
+            attributes |= _call(passage, call)
         if passage.completion is not None:
             attributes |= gen_ai.answer_attributes(passage.completion)
             attributes["burnish.completion.id"] = passage.completion.id
@@ -164,10 +165,8 @@ def _stages(passage: Passage, ended: float) -> Iterator[tuple[str, float, float]
         yield "commit", passage.settled, passage.committed if passage.committed is not None else ended
 
 
-def _call(passage: Passage) -> Attributes:
+def _call(passage: Passage, call: Call) -> Attributes:
     """What was asked of whom, and what it took."""
-    call = passage.call
-    assert call is not None
     target, given = call.target, call.assignment
     found: Attributes = {
         "gen_ai.provider.name": "burnish",

@@ -56,6 +56,29 @@ class Visit:
         return self.presence is not None and self.presence.gone
 
 
+@dataclass(slots=True)
+class Eviction:
+    """Word to a request of this process's own that its place is needed: its client, so to speak, leaves."""
+
+    is_over: bool = False
+    left: Callable[[], None] | None = None
+
+    def evict(self) -> None:
+        self.is_over = True
+        if self.left is not None:
+            self.left()
+
+    def when_left(self, left: Callable[[], None]) -> Callable[[], None]:
+        """See `presence.WhenLeft`."""
+        self.left = left
+        if self.is_over:
+            left()
+        return self.forget
+
+    def forget(self) -> None:
+        self.left = None
+
+
 @dataclass(frozen=True, slots=True)
 class Answered:
     """A whole answer that was asked for within this process."""

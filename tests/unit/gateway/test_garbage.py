@@ -1,0 +1,109 @@
+"""What a request made goes when it is over, and does not wait for Python to look for garbage."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from adapters.engine_settings import EngineSettings
+from adapters.settings import Settings
+from gateway.app import create_app
+from gateway.runtime import Runtime
+from loadtests.fake_engine.process import FakeEngine
+from tests.conftest import MODEL
+from tests.migrated import migrated
+from tests.unit.gateway.test_wire import serving
+
+MANY = 20
+ASK = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+Request = Callable[[], Awaitable[None]]
+OURS = ("gateway.", "adapters.", "uvicorn.")
+
+
+@pytest.fixture
+async def client(engine: FakeEngine, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    """Of a gateway in this process, over a fake engine."""
+    settings = Settings(
+        home=tmp_path, engines=(EngineSettings(name="e0", kind="openai", model=MODEL, url=engine.url),)
+    )
+    db = migrated(tmp_path / "burnish.db")
+    runtime = Runtime(settings, db, {})
+    async with serving(create_app(runtime)) as port:
+        await runtime.start(f"http://127.0.0.1:{port}")
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+            while (await client.get("/healthz")).status_code != 200:
+                await asyncio.sleep(0.05)
+            yield client
+        await runtime.stop()
+    db.close()
+
+
+def answered(client: httpx.AsyncClient, status: int, body: dict[str, Any]) -> Request:
+    async def ask() -> None:
+        answer = await client.post("/v1/chat/completions", json={"model": MODEL, **ASK, **body})
+        assert answer.status_code == status, answer.text
+
+    return ask
+
+
+async def left_by(ask: Request) -> Counter[str]:
+    """Our objects that are still there, held by nobody but each other, after many such requests; by type."""
+    await ask()  # what the first makes, and keeps
+    await asyncio.sleep(0.1)
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        await asyncio.gather(*(ask() for _ in range(MANY)))
+        await asyncio.sleep(0.2)  # the engine has heard who has left, and the writer's thread has let go
+        gc.collect()
+        types = (type(thing) for thing in gc.garbage)
+        names = Counter(f"{kind.__module__}.{kind.__qualname__}" for kind in types)
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    return Counter({name: count for name, count in names.items() if name.startswith(OURS) and count >= MANY})
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, {}),
+        (200, {"stream": True}),
+        (200, {"store": False}),
+        (400, {"temperature": 9}),
+        (404, {"model": "nobody"}),
+    ],
+)
+async def test_a_request_leaves_nothing_behind(
+    client: httpx.AsyncClient, status: int, body: dict[str, Any]
+) -> None:
+    assert not await left_by(answered(client, status, body))
+
+
+async def test_a_request_that_every_engine_fails_leaves_nothing_behind(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    engine.set(fault="refuse", fault_paths=["/v1/chat/completions"])
+    assert not await left_by(answered(client, 503, {}))
+
+
+async def test_a_client_that_leaves_in_the_midst_leaves_nothing_behind(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    engine.set(itl_seconds=0.01)
+
+    async def ask() -> None:
+        body = {"model": MODEL, **ASK, "max_tokens": 1000, "stream": True}
+        async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            await anext(answer.aiter_lines())
+
+    assert not await left_by(ask)
