@@ -50,7 +50,7 @@ class Wire:
         cycle = self._cycle
         if cycle.disconnected:
             return
-        lines = [(*pair,) for pair in (*cycle.default_headers, *headers)]
+        lines = [*cycle.default_headers, *headers]
         if not cycle.keep_alive:
             lines.append((b"connection", b"close"))
         head = b"".join((STATUS_LINE[status], *[b"%b: %b\r\n" % line for line in lines], b"\r\n"))

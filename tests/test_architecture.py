@@ -150,6 +150,8 @@ def test_the_hot_path_knows_nothing_of_the_web_framework() -> None:
         "upstream",
         "exchange",
         "presence",
+        "snapshots",
+        "ids",
         "recorder",
         "shadow",
         "relay",

@@ -12,14 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from adapters.engine_settings import EngineSettings
-from adapters.settings import Settings
-from gateway.app import create_app
-from gateway.runtime import Runtime
+from gateway.wire import WireProtocol
 from loadtests.fake_engine.process import FakeEngine
 from tests.conftest import MODEL
-from tests.migrated import migrated
-from tests.unit.gateway.test_wire import serving
+from tests.unit.gateway.in_process import gateway
 
 MANY = 20
 ASK = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
@@ -27,22 +23,13 @@ Request = Callable[[], Awaitable[None]]
 OURS = ("gateway.", "adapters.", "uvicorn.")
 
 
-@pytest.fixture
-async def client(engine: FakeEngine, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+@pytest.fixture(params=[WireProtocol, "httptools"], ids=["our protocol", "uvicorn's own"])
+async def client(
+    request: pytest.FixtureRequest, engine: FakeEngine, tmp_path: Path
+) -> AsyncIterator[httpx.AsyncClient]:
     """Of a gateway in this process, over a fake engine."""
-    settings = Settings(
-        home=tmp_path, engines=(EngineSettings(name="e0", kind="openai", model=MODEL, url=engine.url),)
-    )
-    db = migrated(tmp_path / "burnish.db")
-    runtime = Runtime(settings, db, {})
-    async with serving(create_app(runtime)) as port:
-        await runtime.start(f"http://127.0.0.1:{port}")
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-            while (await client.get("/healthz")).status_code != 200:
-                await asyncio.sleep(0.05)
-            yield client
-        await runtime.stop()
-    db.close()
+    async with gateway(engine, tmp_path, request.param) as client:
+        yield client
 
 
 def answered(client: httpx.AsyncClient, status: int, body: dict[str, Any]) -> Request:

@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
-import uvicorn
-
 from gateway.reply import WIRE, HttpScope, Receive, Send
-from gateway.wire import Wire, WireProtocol
+from gateway.wire import Wire
+from loadtests.fake_engine.process import FakeEngine
+from tests.unit.gateway.in_process import gateway, serving
 
-App = Callable[[HttpScope, Receive, Send], Awaitable[None]]
 ASK = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nhi"
-
-
-@contextlib.asynccontextmanager
-async def serving(app: App) -> AsyncIterator[int]:
-    """The port at which uvicorn serves the app by our protocol."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(app, http=WireProtocol, lifespan="off", log_config=None, server_header=False)
-    server = uvicorn.Server(config)
-    task = asyncio.create_task(server._serve([listener]))
-    try:
-        while not server.started:
-            await asyncio.sleep(0.01)
-        yield listener.getsockname()[1]
-    finally:
-        server.should_exit = True
-        await task
 
 
 async def connect(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -176,3 +156,12 @@ async def test_an_answer_given_here_would_pass_by_what_is_wrapped_around_send() 
         await answer(reader)
         writer.close()
     assert found == [True, False]
+
+
+async def test_an_answer_to_another_origin_says_that_it_may_be_read(engine: FakeEngine, tmp_path: Path) -> None:
+    origin = "https://app.example"
+    body = {"model": engine.model, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
+    async with gateway(engine, tmp_path, cors_origins=(origin,)) as client:
+        asked = await client.post("/v1/chat/completions", json=body, headers={"origin": origin})
+    assert asked.json()["choices"]
+    assert asked.headers["access-control-allow-origin"] == origin
