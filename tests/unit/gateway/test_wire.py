@@ -158,7 +158,9 @@ async def test_an_answer_given_here_would_pass_by_what_is_wrapped_around_send() 
     assert found == [True, False]
 
 
-async def test_an_answer_to_another_origin_says_that_it_may_be_read(engine: FakeEngine, tmp_path: Path) -> None:
+async def test_an_answer_to_another_origin_says_that_it_may_be_read(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
     origin = "https://app.example"
     body = {"model": engine.model, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
     async with gateway(engine, tmp_path, cors_origins=(origin,)) as client:
