@@ -13,10 +13,10 @@ from gateway.ids import hex_id
 
 hex_id()  # more are drawn ahead
 child = os.fork()
-for _ in range(300):
-    print(hex_id())
+ids = [hex_id() for _ in range(300)]
 if child:
     os.waitpid(child, 0)
+print(*ids)
 """
 
 
