@@ -8,6 +8,7 @@ made a moment ago, or a model. Knows nothing of HTTP.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Collection
 from typing import TypeVar
@@ -28,6 +29,10 @@ GATHER_SECONDS = 0.01
 """How long a look at the registry waits for more who need it: whoever guesses keys or names costs no more looks."""
 
 
+PATIENCE_SECONDS = 2.0
+"""How long a request waits for a look; a database that is away may take minutes to say so."""
+
+
 class Snapshots:
     """Used on one event loop."""
 
@@ -45,16 +50,15 @@ class Snapshots:
     async def decide(self, rule: Callable[[Snapshot], T]) -> T:
         """What a rule says of the snapshot; where it knows no such key or model, of the registry as it is now.
 
-        Raises what the rule raises. A registry that cannot be read leaves what was said first.
+        Raises what the rule raises. A registry that cannot be read in time leaves what was said first.
         """
         try:
             return rule(self.current)
         except (Unauthorized, NotFound):
             known = self.current
-            try:
-                await self.catch_up()
-            except Exception:
-                log.exception("registry_unreadable")
+            with contextlib.suppress(Exception):  # `follow` says so, and once however many ask
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    await self.catch_up()
             if self.current is known:
                 raise
         return rule(self.current)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
 
 from adapters.artifacts import ArtifactStore
 from adapters.database import Database
@@ -24,12 +26,15 @@ MOST_LOOKS = 3
 
 
 class CountingRegistry(Registry):
-    """The real one, which counts how often its revision is read."""
+    """The real one, which counts how often its revision is read, and may take its time."""
 
     looks = 0
+    may_go_on: threading.Event | None = None
 
     def revision(self) -> int:
         self.looks += 1
+        if self.may_go_on is not None:
+            self.may_go_on.wait(30)
         return super().revision()
 
 
@@ -128,14 +133,29 @@ async def test_someone_who_leaves_while_they_wait_takes_nobody_with_them(
 
 
 async def test_a_registry_that_cannot_be_read_leaves_what_was_said(
-    snapshots: Snapshots, db: Database, caplog: pytest.LogCaptureFixture
+    snapshots: Snapshots, db: Database
 ) -> None:
     with db.begin() as connection:
         connection.execute(sa.text("DROP TABLE registry"))
     with pytest.raises(NotFound):
         await snapshots.decide(lambda snapshot: routing.resolve(snapshot, "nothing"))
-    assert "registry_unreadable" in caplog.text
+    with pytest.raises(OperationalError):
+        await snapshots.catch_up()
     assert (await snapshots.decide(lambda snapshot: routing.resolve(snapshot, "base"))).name == "base"
+
+
+async def test_a_registry_that_takes_its_time_is_not_waited_for(
+    snapshots: Snapshots, registry: CountingRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.snapshots.PATIENCE_SECONDS", 0.05)
+    registry.may_go_on = threading.Event()
+    try:
+        with pytest.raises(NotFound):
+            await snapshots.decide(lambda snapshot: routing.resolve(snapshot, "nothing"))
+        assert registry.looks == 1
+    finally:
+        registry.may_go_on.set()
+        await snapshots.catch_up()
 
 
 async def test_each_swap_is_told_once(registry: CountingRegistry, db: Database) -> None:
