@@ -118,7 +118,7 @@ class Call:
         if self.control is None or self.assignment is None:
             return False
         if self.passage is not None:
-            self.passage.failed_over_from, self.passage.failed_over_for = self.target, error
+            self.passage.fail_over(self.target, error)
         self.target, self.control = self.control, None
         if self.timing is not None:
             self.timing.turn_to(self.target.variant)

@@ -90,6 +90,15 @@ class Passage:
     """The record itself: of the writer's thread, which may set it when the passage is over."""
 
     def fail(self, error: BurnishError) -> None:
-        """`error` loses where it comes from: those frames hold the passage, which would hold them."""
-        error.__traceback__ = error.__context__ = error.__cause__ = None
-        self.ending, self.error = Ending.ERROR, error
+        """The client is told of it."""
+        self.ending, self.error = Ending.ERROR, _alone(error)
+
+    def fail_over(self, variant: Target, error: BurnishError) -> None:
+        """The control is asked in the variant's stead."""
+        self.failed_over_from, self.failed_over_for = variant, _alone(error)
+
+
+def _alone(error: BurnishError) -> BurnishError:
+    """Without where it comes from: those frames hold the passage, which would hold them."""
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return error

@@ -12,10 +12,13 @@ from typing import Any
 import httpx
 import pytest
 
+from adapters.errors import EngineFailed
+from gateway.passage import Passage
 from gateway.wire import WireProtocol
 from loadtests.fake_engine.process import FakeEngine
 from tests.conftest import MODEL
 from tests.unit.gateway.in_process import gateway
+from tests.unit.gateway.test_tally import target
 
 MANY = 20
 ASK = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
@@ -40,16 +43,16 @@ def answered(client: httpx.AsyncClient, status: int, body: dict[str, Any]) -> Re
     return ask
 
 
-async def left_by(ask: Request) -> Counter[str]:
+async def left_by(ask: Request, engine: FakeEngine) -> Counter[str]:
     """Our objects that are still there, held by nobody but each other, after many such requests; by type."""
     await ask()  # what the first makes, and keeps
-    await asyncio.sleep(0.1)
     gc.collect()
     gc.disable()
     gc.set_debug(gc.DEBUG_SAVEALL)
     try:
         await asyncio.gather(*(ask() for _ in range(MANY)))
-        await asyncio.sleep(0.2)  # the engine has heard who has left, and the writer's thread has let go
+        await asyncio.to_thread(engine.wait_for, active=0)  # it has heard who has left
+        await ask()  # on record after all of theirs, so that the writer's thread has let go of those
         gc.collect()
         types = (type(thing) for thing in gc.garbage)
         names = Counter(f"{kind.__module__}.{kind.__qualname__}" for kind in types)
@@ -71,16 +74,16 @@ async def left_by(ask: Request) -> Counter[str]:
     ],
 )
 async def test_a_request_leaves_nothing_behind(
-    client: httpx.AsyncClient, status: int, body: dict[str, Any]
+    client: httpx.AsyncClient, engine: FakeEngine, status: int, body: dict[str, Any]
 ) -> None:
-    assert not await left_by(answered(client, status, body))
+    assert not await left_by(answered(client, status, body), engine)
 
 
 async def test_a_request_that_every_engine_fails_leaves_nothing_behind(
     client: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
     engine.set(fault="refuse", fault_paths=["/v1/chat/completions"])
-    assert not await left_by(answered(client, 503, {}))
+    assert not await left_by(answered(client, 503, {}), engine)
 
 
 async def test_a_client_that_leaves_in_the_midst_leaves_nothing_behind(
@@ -93,4 +96,18 @@ async def test_a_client_that_leaves_in_the_midst_leaves_nothing_behind(
         async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
             await anext(answer.aiter_lines())
 
-    assert not await left_by(ask)
+    assert not await left_by(ask, engine)
+
+
+def test_a_passage_keeps_errors_without_the_frames_that_raised_them() -> None:
+    passage = Passage("req_1", "/v1/chat/completions")
+    support = target("support", 1)
+    for keep in (passage.fail, lambda error: passage.fail_over(support, error)):
+        try:
+            raise EngineFailed("broken") from ValueError("why")
+        except EngineFailed as error:
+            keep(error)
+    for kept in (passage.error, passage.failed_over_for):
+        assert kept is not None
+        assert kept.message == "broken"
+        assert kept.__traceback__ is kept.__context__ is kept.__cause__ is None
